@@ -103,7 +103,8 @@ def _agent_and_config(made: object) -> tuple[RealtimeAgent[Any], RealtimeRunConf
     if isinstance(made, RealtimeAgent):
         return made, {}
     if not isinstance(made, RealtimeRunner):
-        raise AgentNotLoaded(f"the agent's function returned a {type(made).__name__}")
+        what = "nothing" if made is None else f"a {type(made).__name__}"
+        raise AgentNotLoaded(f"the agent's function returned {what}")
     if type(made._model) is not OpenAIRealtimeWebSocketModel:
         raise AgentNotLoaded(
             "the runner has a model of its own, but only the bridge's model class "

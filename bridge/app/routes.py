@@ -56,6 +56,8 @@ from bridge.app.route_types import (
     RingSeconds,
     RouteNotice,
     Seconds,
+    SecondsOrOff,
+    ShortSentenceOrOff,
     Spoken,
     Text,
     WaitingSound,
@@ -87,8 +89,17 @@ _NO_MAPPING = "is not a mapping: write `key: value` lines below it"
 class RoutesError(ValueError):
     """The file has mistakes. The message has one line for each mistake."""
 
-    def __init__(self, mistakes: Iterable[str]) -> None:
+    def __init__(
+        self,
+        mistakes: Iterable[str],
+        rest: "Routes | None" = None,
+        incomplete: Iterable[str] = ("",),
+    ) -> None:
         self.mistakes = tuple(mistakes)
+        self.rest = rest or Routes()
+        """The file without the keys that have mistakes, to find further ones in it."""
+        self.incomplete = frozenset(incomplete)
+        """Names of routes that lack such a key in `rest`."""
         super().__init__("\n".join(self.mistakes))
 
 
@@ -283,6 +294,10 @@ class RouteDefaults:
     """After an interruption without words the agent goes on."""
     waiting_sound: Given[WaitingSound] = None
     """Played while the caller waits for the agent in silence."""
+    one_moment: Given[ShortSentenceOrOff] = None
+    """What Twilio says to a caller whose answer fails again and again; empty: off."""
+    slow_tool_seconds: Given[SecondsOrOff] = None
+    """After this much silence while a tool runs the agent says that it is not done."""
     longest_seconds: Annotated[float, number(10, LONGEST_SECONDS)] = float(
         LONGEST_SECONDS
     )
@@ -406,8 +421,40 @@ def load(path: str | Path) -> Routes:
     except ValidationError as error:
         mistakes += _mistakes(file, error.errors(include_url=False))
     if mistakes:
-        raise RoutesError(_formatted(path, mistakes))
+        rest, incomplete = _rest(str(path), file, [it.loc for it in mistakes])
+        raise RoutesError(_formatted(path, mistakes), rest, incomplete)
     return _routes(str(path), file, content)
+
+
+def _rest(name: str, file: YamlFile, wrong: list[Loc]) -> tuple[Routes, set[str]]:
+    """The routes without the keys that have a mistake (`wrong`), and the names of those
+    that lack one."""
+    given = file.value if isinstance(file.value, dict) else {}
+    listed = given.get("routes")
+    value = {
+        "defaults": _without(given.get("defaults"), ("defaults",), wrong),
+        "routes": [
+            _without(route, ("routes", position), wrong)
+            for position, route in enumerate(listed if isinstance(listed, list) else [])
+        ],
+    }
+    try:
+        content = _READER.validate_python(value)
+    except ValidationError:  # the mistake is not in the key that it is reported at
+        return Routes(name), {""}
+    rest = _routes(name, replace(file, value=value), content)
+    named = enumerate(rest.routes)
+    own = {it.name for at, it in named if any(("routes", at) == w[:2] for w in wrong)}
+    if not any(it[:1] == ("defaults",) for it in wrong):
+        return rest, own
+    return rest, {it.name for it in (*rest.routes, rest.defaults)}
+
+
+def _without(value: object, loc: Loc, wrong: list[Loc]) -> dict[str, Any]:
+    """The mapping at `loc` without its keys that have a mistake."""
+    keys = {it[len(loc)] for it in wrong if it[: len(loc)] == loc != it}
+    mapping = value if isinstance(value, dict) else {}
+    return {key: it for key, it in mapping.items() if key not in keys}
 
 
 def _routes(name: str, file: YamlFile, content: _File) -> Routes:

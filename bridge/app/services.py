@@ -16,13 +16,20 @@ from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.agent.loader import AgentSource
 from bridge.app import dial_permissions
 from bridge.app.background_tasks import BackgroundTasks
+from bridge.app.fallback import FallbackSwitch
 from bridge.app.quotas import Quotas
 from bridge.app.recordings import TONE, Sound, recording
 from bridge.app.route_types import RouteGreeting
 from bridge.app.routes import Route, Routes
 from bridge.core.history import HistoryItem
 from bridge.core.limits import Bounds, Limits
-from bridge.core.rules import MOVED, Prices, Recording, Rules
+from bridge.core.rules import (
+    MOVED,
+    SLOW_TOOL_SECONDS,
+    Prices,
+    Recording,
+    Rules,
+)
 from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
@@ -31,6 +38,7 @@ from bridge.records import retention
 from bridge.records.report import CallReport, Reports
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.trace_file import TraceWriter
+from twiml.spoken_texts import MOMENT
 
 
 @dataclass(slots=True)
@@ -86,6 +94,7 @@ class Services:
     capacity: Capacity
     quotas: Quotas
     trace_writer: TraceWriter
+    fallback: FallbackSwitch
     ceilings: Ceilings = Ceilings()
     routes: Routes = field(default_factory=Routes.none)
     sources: Mapping[str, AgentSource] = field(default_factory=dict)
@@ -99,6 +108,9 @@ class Services:
     outbound_number: str = ""
     record_dir: Path | None = None
     waiting_sound: Sound = TONE
+    slow_tool_seconds: float = SLOW_TOOL_SECONDS
+    one_moment: bool = False
+    """Twilio asks how a call goes on when its stream has ended."""
     """Of routes that set none."""
     session_seconds: float | None = None
     """Age at which a model session is replaced by a new one."""
@@ -194,6 +206,19 @@ def _was_cut_off(recording_id: str, history: Sequence[HistoryItem]) -> bool:
     return False
 
 
+def moment_text(route: Route) -> str:
+    """The sentence that asks a caller of this route to wait; empty: none. The usual one
+    is English."""
+    if route.one_moment is not None:
+        return route.one_moment
+    return MOMENT if (route.language or "en").startswith("en") else ""
+
+
+def _slow_tool_seconds(route: Route, usual: float) -> float | None:
+    seconds = route.slow_tool_seconds
+    return (usual if seconds is None else seconds) or None
+
+
 def rules_for(
     route: Route,
     greeting: str | None,
@@ -201,6 +226,9 @@ def rules_for(
     session_seconds: float | None = None,
     ceilings: Ceilings = Ceilings(),
     waiting_sound: Sound = TONE,
+    slow_tool_seconds: float = SLOW_TOOL_SECONDS,
+    *,
+    one_moment: bool = False,
 ) -> Rules:
     """The Rules of a call on this route; `snapshot` is what earlier streams of the call
     have used and said."""
@@ -225,6 +253,8 @@ def rules_for(
         key_actions=tuple(route.keys),
         resumes_after_noise=route.resume_after_noise,
         waiting_sound=(route.waiting_sound or waiting_sound).payload,
+        one_moment=one_moment and bool(moment_text(route)),
+        slow_tool_seconds=_slow_tool_seconds(route, slow_tool_seconds),
         history=snapshot.history,
         elapsed=snapshot.call_seconds,
         word=why if snapshot.history else "",

@@ -6,12 +6,11 @@ never contains a value that may be secret. Nothing here opens a connection.
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import (
     AliasGenerator,
     Field,
@@ -27,8 +26,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from bridge.app import values
+from bridge.app.env_file import EnvFile
+from bridge.app.env_file import read as read_env_file
 from bridge.app.recordings import TONE
 from bridge.app.values import LOCAL_MODEL
+from bridge.core.rules import SLOW_TOOL_SECONDS
 
 OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
 GREETING = "Greet the caller in one short, friendly sentence and ask how you can help."
@@ -51,9 +53,12 @@ class Finding:
     name: str
     text: str
     fix: str = ""
+    place: str = ""
+    """FILE or FILE:LINE; empty for a value of the environment."""
 
     def __str__(self) -> str:
-        return f"{self.name} {self.text}" + (f": {self.fix}" if self.fix else "")
+        where = f"{self.name} ({self.place})" if self.place else self.name
+        return f"{where} {self.text}" + (f": {self.fix}" if self.fix else "")
 
 
 class SettingsError(ValueError):
@@ -64,7 +69,8 @@ class SettingsError(ValueError):
         super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
 
 
-def _variable(field: str) -> str:
+def variable(field: str) -> str:
+    """The variable of a field of Settings."""
     name = field.upper()
     return name if name.startswith(("OPENAI_", "TWILIO_")) else f"BRIDGE_{name}"
 
@@ -75,15 +81,13 @@ class Settings(BaseSettings):
     A field with `repr=False` is, or may contain, a secret: its value may stand in a
     file (SECRET_NAMES), and no log line may contain it (bridge/cli/commands.py).
 
-    Only the arguments and the file that `load` passes are read, never the process
-    environment: the environment of the machine must not change a test.
+    Only the arguments that `load` passes are read, never the process environment: the
+    environment of the machine must not change a test.
     """
 
     model_config = SettingsConfigDict(
-        alias_generator=AliasGenerator(validation_alias=_variable),
+        alias_generator=AliasGenerator(validation_alias=variable),
         populate_by_name=True,  # code uses field names, the file variables
-        env_prefix="BRIDGE_",  # else a line `host=...` of the file would count
-        env_file_encoding="utf-8",
         enable_decoding=False,  # values.py reads lists and tables; they are not JSON
         case_sensitive=True,
         frozen=True,
@@ -111,10 +115,13 @@ class Settings(BaseSettings):
     transcription_model: values.Text = "gpt-transcribe"
     greeting: values.Text = GREETING  # empty: the caller speaks first
     waiting_sound: values.WaitingSound = TONE  # of routes that set none
+    slow_tool_seconds: values.Seconds = SLOW_TOOL_SECONDS  # the same; 0: never
     max_calls: values.Count = 200
     # All instances share it.
     redis_url: values.RedisUrl | None = Field(default=None, repr=False)
     api_token: values.Secret | None = Field(default=None, repr=False)
+    # The origin at which the other instances reach this one.
+    advertise_url: values.HttpUrl | None = None
     # The model's audio format: G.711 mu-law, or 16 bit PCM at 24 kHz (transcoded).
     model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
     # The server's event after which a session is ready.
@@ -139,6 +146,8 @@ class Settings(BaseSettings):
     session_seconds: values.Seconds = 3000.0
     record_dir: values.Folder | None = None
     fallback_number: values.PhoneNumber | None = None
+    # The state of the fallback switch until somebody uses it (app/fallback.py).
+    fallback: values.Switch = False
     # The answer to a caller while no instance has free capacity.
     when_full: Annotated[Literal["busy", "queue", "fallback"], values.Lower] = "busy"
     queue_seconds: values.Seconds = 120.0
@@ -253,7 +262,7 @@ class Settings(BaseSettings):
         # A setting with a mistake is not in the data; it is reported separately.
         if first in info.data and (info.data[first] is None) != (value is None):
             text = "is set, but {} is not" if value else "is not set, but {} is"
-            raise values.wrong(text.format(_variable(first)), "set both, or neither")
+            raise values.wrong(text.format(variable(first)), "set both, or neither")
         return value
 
     @field_validator("when_full")
@@ -295,7 +304,7 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, *_: Any, **sources: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return sources["init_settings"], sources["dotenv_settings"]
+        return (sources["init_settings"],)
 
 
 _FIELDS = {str(it.validation_alias): it for it in Settings.model_fields.values()}
@@ -305,55 +314,101 @@ SECRET_NAMES = frozenset(name for name, it in _FIELDS.items() if not it.repr)
 """Settings whose value may stand in a file: NAME_FILE=path in place of NAME=value."""
 
 
-def variables(
-    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
-) -> dict[str, str]:
-    """All variables of both; a variable of `environ` overrides `env_file`."""
-    lines: Mapping[str, str | None] = {}
-    if env_file is not None and Path(env_file).is_file():
-        lines = dotenv_values(env_file, encoding="utf-8")
-    given = {**lines, **(os.environ if environ is None else environ)}
-    return {name: value or "" for name, value in given.items()}
-
-
 def file_name(name: str) -> str:
     """The variable that names the file of a secret setting."""
     return f"{name}_FILE"
 
 
-def secret_files(given: Mapping[str, str]) -> dict[str, str]:
-    """Secret setting -> the path that its NAME_FILE gives."""
-    named = {name: given.get(file_name(name), "").strip() for name in SECRET_NAMES}
-    return {name: path for name, path in sorted(named.items()) if path}
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The environment as far as it can be used, and its mistakes."""
+
+    settings: Settings
+    """Variables with mistakes count as unset in it."""
+    mistakes: tuple[Finding, ...]
+    variables: Mapping[str, str]
+    """All variables; one of the process overrides one of the file."""
+    file: EnvFile
+    environ: Mapping[str, str]
+    """The variables of the process."""
+    is_complete: bool = True
+    """False: the file could not be read, so it is not known what is missing."""
+
+    @property
+    def secret_files(self) -> dict[str, str]:
+        """Secret setting -> the path that its NAME_FILE gives."""
+        return _secret_files(self.variables)
+
+    def placed(self, finding: Finding, line: int = 1) -> Finding:
+        """The finding with the place of its variable, at the line-th line of its
+        value."""
+        if finding.place or finding.level == "ok" or finding.name in self.environ:
+            return finding
+        return replace(finding, place=self.file.place(finding.name, line))
 
 
 def load(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
 ) -> Settings:
-    """The settings of this process; a variable of `environ` overrides `env_file`."""
+    """The settings of this process; a variable of `environ` overrides `env_file`.
+    SettingsError with all mistakes."""
+    reading = read(environ, env_file)
+    if reading.mistakes:
+        raise SettingsError(reading.mistakes)
+    return reading.settings
+
+
+def read(
+    environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
+) -> Reading:
+    """As `load`, with the mistakes beside what can be used; never raises."""
     environ = os.environ if environ is None else environ
-    given: dict[str, Any] = {it: environ[it] for it in NAMES & environ.keys()}
-    given["_env_file"] = env_file  # a parameter of BaseSettings
-    mistakes: list[Finding] = []
+    file, mistakes, is_complete = EnvFile(), list[Finding](), False
     try:
-        everything = variables(environ, env_file)
-        contents, mistakes = _contents_of_files(everything)
-        settings = Settings(**{**given, **contents})
-    except ValidationError as error:
-        mistakes += [
-            _mistake(it, secret_files(everything))
-            for it in error.errors()
-            # pydantic skips the default of `host` after a mistake before it.
-            if it["type"] != "default_factory_not_called"
-        ]
+        file = read_env_file(env_file)
+        is_complete = True
     except (OSError, UnicodeDecodeError) as error:
         text, fix = "cannot be read", "correct its permissions or remove it"
         if isinstance(error, UnicodeDecodeError):
             text, fix = "is not UTF-8", "save it as UTF-8"
-        raise SettingsError([Finding("error", str(env_file), text, fix)]) from None
-    if mistakes:
-        raise SettingsError(dict.fromkeys(mistakes))
-    return settings
+        mistakes.append(Finding("error", str(env_file), text, fix))
+    given = {**file.values, **environ}
+    contents, of_files = _contents_of_files(given)
+    mistakes += of_files
+    unusable = {it.name.removesuffix("_FILE") for it in of_files}
+    chosen = {it: given[it] for it in NAMES & given.keys() - unusable} | contents
+    settings, errors = _usable(chosen)
+    reading = Reading(settings, (), given, file, environ, is_complete)
+    for it in errors:
+        mistakes += _mistakes(it, reading)
+    return replace(
+        reading, mistakes=tuple(dict.fromkeys(map(reading.placed, mistakes)))
+    )
+
+
+_PAIRS = {"TWILIO_EDGE": "TWILIO_REGION", "TWILIO_API_SECRET": "TWILIO_API_KEY"}
+"""A mistake of the first may be that it is not set, and the second is."""
+
+
+def _usable(given: Mapping[str, str]) -> tuple[Settings, list[Any]]:
+    """The settings without the variables that pydantic refuses, and the errors of all
+    of them. Errors that come only from leaving a variable out are no mistakes."""
+    try:
+        return Settings(**given), []  # type: ignore[arg-type]  # texts
+    except ValidationError as error:
+        # pydantic skips the default of `host` after a mistake before it.
+        wrong = "default_factory_not_called"
+        errors = [it for it in error.errors() if it["type"] != wrong]
+    names = {_name_of(it) for it in errors}
+    names |= {_PAIRS[it] for it in names & _PAIRS.keys()}
+    rest = {name: it for name, it in given.items() if name not in names}
+    # What others need of a wrong variable goes with it.
+    return _usable(rest if len(rest) < len(given) else {})[0], errors
+
+
+def _secret_files(given: Mapping[str, str]) -> dict[str, str]:
+    named = {name: given.get(file_name(name), "").strip() for name in SECRET_NAMES}
+    return {name: path for name, path in sorted(named.items()) if path}
 
 
 def _contents_of_files(
@@ -362,32 +417,45 @@ def _contents_of_files(
     """Secret setting -> content of its file, and the mistakes."""
     contents: dict[str, str] = {}
     mistakes: list[Finding] = []
-    for name, path in secret_files(given).items():
+    for name, path in _secret_files(given).items():
         try:
             if given.get(name, "").strip():
                 raise values.wrong(f"is set together with {name}", "unset one of them")
             contents[name] = values.content_of(path)
         except PydanticCustomError as error:
-            context = error.context or {}
-            found = Finding("error", file_name(name), context["text"], context["fix"])
-            mistakes.append(found)
+            for it in values.faults_of(error):
+                mistakes.append(Finding("error", file_name(name), it.text, it.fix))
     return contents, mistakes
 
 
-def _mistake(error: Mapping[str, Any], files: Mapping[str, str]) -> Finding:
-    """Turns an error of pydantic into a message that says how to correct it. `files`:
-    see secret_files."""
+def _name_of(error: Mapping[str, Any]) -> str:
+    """The variable of an error of pydantic, which names a default by its field."""
     name = str(error["loc"][0]) if error["loc"] else "the environment"
-    field = (Settings.model_fields | _FIELDS).get(name, FieldInfo())
-    if error["input"] is None:  # a default, which pydantic names by its field
-        name = str(field.validation_alias or name)
+    field = Settings.model_fields.get(name)
+    return str(field.validation_alias) if field else name
+
+
+def _mistakes(error: Mapping[str, Any], reading: Reading) -> list[Finding]:
+    """Turns an error of pydantic into messages that say how to correct it."""
+    name, context = _name_of(error), error.get("ctx", {})
+    if error["type"] != values.WRONG:
+        return [_wrong_number_or_choice(name, error)]
+    found = []
+    for fault in context["faults"]:
+        fix = fault.fix.replace(values.OF_A_FILE, file_name(name))
+        mistake = Finding("error", name, fault.text, fix)
+        path = reading.secret_files.get(name)
+        if path:
+            place = f"{path}:{fault.line}" if fault.line else path
+            mistake = replace(mistake, name=file_name(name), place=place)
+        found.append(reading.placed(mistake, fault.line or 1))
+    return found
+
+
+def _wrong_number_or_choice(name: str, error: Mapping[str, Any]) -> Finding:
+    field = _FIELDS.get(name, FieldInfo())
     given, context = str(error["input"]).strip(), error.get("ctx", {})
     match error["type"]:
-        case "setting" if name in files:
-            text = f"({files[name]}) {context['text']}"
-            return Finding("error", file_name(name), text, context["fix"])
-        case "setting":
-            return Finding("error", name, context["text"], context["fix"])
         case "literal_error":
             fix = f"set {context['expected']}".replace("'", "")
             return Finding("error", name, f"is {given!r}", fix)

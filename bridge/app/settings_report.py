@@ -5,23 +5,25 @@ that may be secret.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
-
+from bridge.app import placeholders
+from bridge.app.env_file import EnvFile
 from bridge.app.settings import (
     NAMES,
+    OPENAI_MODEL_URL,
     SECRET_NAMES,
     Finding,
     Level,
+    Reading,
     Settings,
-    SettingsError,
     file_name,
-    load,
-    secret_files,
-    variables,
+    read,
+    variable,
 )
 from bridge.app.values import LOCAL_MODEL, is_loopback
 from bridge.fleet.redis_address import redis_address
@@ -35,25 +37,19 @@ MIN_TOKEN_CHARS = 16
 characters). An attacker who guesses the API token can place calls; an attacker who
 guesses a secret of Twilio's can pass for Twilio."""
 
-PUBLISHED = frozenset(
-    {
-        "your-other-auth-token",
-        "the-auth-token-of-the-twilio-console",
-        "the-old-auth-token",
-        "a-long-random-token",
-    }
-)
-"""Placeholders of our own files that are long enough to pass, but known to anybody."""
-
 
 def unknown_names(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
 ) -> list[Finding]:
     """A warning for each BRIDGE_ variable that is not a setting, and for each name that
     is nearly OPENAI_... or TWILIO_... of a setting."""
+    return _unknown_names(read(environ, env_file))
+
+
+def _unknown_names(reading: Reading) -> list[Finding]:
     known = NAMES | {file_name(name) for name in SECRET_NAMES}
     found = []
-    for name in sorted(variables(environ, env_file).keys() - known):
+    for name in sorted(reading.variables.keys() - known):
         own = name.upper().startswith("BRIDGE_")
         # OPENAI_ and TWILIO_ variables may be meant for other programs.
         near = difflib.get_close_matches(
@@ -61,29 +57,66 @@ def unknown_names(
         )
         if own or near:
             fix = f"did you mean {near[0]}?" if near else "remove it"
-            found.append(
-                Finding("warning", name, "is not a setting of the bridge", fix)
-            )
+            text = "is not a setting of the bridge"
+            found.append(reading.placed(Finding("warning", name, text, fix)))
     return found
+
+
+def _lines(file: EnvFile) -> Iterator[Finding]:
+    """Lines of the file that do nothing."""
+    for line in file.unreadable:
+        text, fix = "is no assignment", "write NAME=value, or # before a comment"
+        yield Finding("error", "a line", text, fix, f"{file.path}:{line}")
+    for name, line in file.repeated.items():
+        text = f"is set in line {line} already; only the last one counts"
+        yield Finding("warning", name, text, "remove one of the two", file.place(name))
 
 
 def check(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
 ) -> list[Finding]:
-    """The whole report of `bridge check` about the environment; never raises."""
-    try:
-        settings = load(environ, env_file)
-        unknown = unknown_names(environ, env_file)
-        files = secret_files(variables(environ, env_file))
-    except SettingsError as error:
-        return list(error.mistakes)
-    read = [Finding("ok", file_name(it), f"is {path}") for it, path in files.items()]
-    return _in_force(settings) + read + serving_mistakes(settings) + unknown
+    """The whole report about the environment; never raises."""
+    return report(read(environ, env_file))
+
+
+def report(reading: Reading) -> list[Finding]:
+    """Mistakes of the environment, warnings, and the values in force."""
+    if not reading.is_complete:
+        return [*reading.mistakes, *_unknown_names(reading)]
+    settings, files = reading.settings, reading.secret_files
+    wrong = {it.name.removesuffix("_FILE") for it in reading.mistakes}
+    in_files = [Finding("ok", file_name(it), f"is {at}") for it, at in files.items()]
+    in_force = [
+        it
+        for it in _in_force(settings) + in_files
+        if it.name.removesuffix("_FILE") not in wrong
+    ]
+    return [
+        *in_force,
+        *reading.mistakes,
+        *_lines(reading.file),
+        *map(reading.placed, not_consequences(serving_mistakes(settings), wrong)),
+        *_unknown_names(reading),
+    ]
+
+
+def not_consequences(findings: list[Finding], wrong: Iterable[str]) -> list[Finding]:
+    """The findings that name no setting of `wrong`. A setting whose value has a mistake
+    counts as unset: what depends on it may be right when it is corrected."""
+    names = {*wrong}
+    return [
+        it
+        for it in findings
+        if names.isdisjoint(re.findall(r"\b[A-Z][A-Z_]+\b", f"{it.name} {it.fix}"))
+    ]
 
 
 def serving_mistakes(settings: Settings) -> list[Finding]:
     """Errors prevent calls of the real Twilio; warnings name likely mistakes."""
-    parts = (_insecure, _signatures, _model, _guessable, _half_set, _deprecated)
+    parts = (
+        *(_insecure, _signatures, _placeholders, _model, _guessable, _half_set),
+        _deprecated,
+    )
     return [finding for part in parts for finding in part(settings)]
 
 
@@ -170,6 +203,20 @@ def _signatures(settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", "BRIDGE_TRUSTED_PROXIES", text, fix)
 
 
+def _placeholders(settings: Settings) -> Iterator[Finding]:
+    """Values that our own documents show."""
+    level: Level = "warning" if settings.insecure else "error"
+    for field, wanted in placeholders.SETTINGS.items():
+        if _has_placeholder(settings, field):
+            text = "is an example of the documentation"
+            yield Finding(level, variable(field), text, f"set {wanted}")
+
+
+def _has_placeholder(settings: Settings, field: str) -> bool:
+    texts = placeholders.texts_in(getattr(settings, field))
+    return any(map(placeholders.is_placeholder, texts))
+
+
 def _model(settings: Settings) -> Iterator[Finding]:
     name = "BRIDGE_MODEL_URL"
     if settings.model_target == LOCAL_MODEL:
@@ -184,29 +231,46 @@ def _model(settings: Settings) -> Iterator[Finding]:
     if settings.openai_api_key and not own and not settings.model_headers:
         fix = "set BRIDGE_MODEL_HEADERS to the key of that host, if it is not OpenAI's"
         yield Finding("warning", name, f"sends OPENAI_API_KEY to {host}", fix)
+    yield from _model_key(settings)
+
+
+def _model_key(settings: Settings) -> Iterator[Finding]:
+    """What OpenAI's server would refuse."""
+    name = "OPENAI_API_KEY"
+    if urlsplit(settings.model_target).hostname != urlsplit(OPENAI_MODEL_URL).hostname:
+        return
+    if settings.openai_api_key is None:
+        named = {it.lower() for it in settings.model_headers}
+        if "authorization" not in named:
+            text = "is not set, and OpenAI's server answers nobody without a key"
+            yield Finding("error", name, text, "set the key of your OpenAI account")
+    elif not settings.openai_api_key.get_secret_value().startswith(("sk-", "ek_")):
+        text = "does not begin with sk-, as OpenAI's keys do"
+        yield Finding("warning", name, text, "copy it again from OpenAI's console")
 
 
 def _guessable(settings: Settings) -> Iterator[Finding]:
-    """Finds secrets that are placeholders, cut off, or nothing but quotes."""
+    """Finds secrets that are cut off, or nothing but quotes."""
     level: Level = "warning" if settings.insecure else "error"
-    secrets: dict[str, list[SecretStr | None]] = {
-        "BRIDGE_API_TOKEN": [settings.api_token],
-        "TWILIO_AUTH_TOKEN": [settings.twilio_auth_token],
-        "TWILIO_AUTH_TOKEN_SECONDARY": [settings.twilio_auth_token_secondary],
-        "TWILIO_SHARED_KEYS": [*map(SecretStr, settings.twilio_shared_keys.values())],
-        "TWILIO_ACCOUNTS": [
-            SecretStr(token) for it in settings.twilio_accounts.values() for token in it
-        ],
+    shared, accounts = settings.twilio_shared_keys, settings.twilio_accounts
+    secrets: dict[str, Any] = {
+        "api_token": settings.api_token,
+        "twilio_auth_token": settings.twilio_auth_token,
+        "twilio_auth_token_secondary": settings.twilio_auth_token_secondary,
+        "twilio_shared_keys": tuple(shared.values()),
+        "twilio_accounts": tuple(accounts.values()),
     }
-    for name, given in secrets.items():
+    for field, given in secrets.items():
+        if _has_placeholder(settings, field):
+            continue  # reported by _placeholders
+        name = variable(field)
         power = "pass for Twilio"
         fix = "copy it again from the Twilio console, without quotes"
         if name == "BRIDGE_API_TOKEN":
             power, fix = "place calls", f"set {MIN_TOKEN_CHARS} characters or more"
-        for token in (it.get_secret_value() for it in given if it):
-            if len(token) < MIN_TOKEN_CHARS or token in PUBLISHED:
-                text = f"can be guessed, and anybody who has it can {power}"
-                yield Finding(level, name, text, fix)
+        if any(len(it) < MIN_TOKEN_CHARS for it in placeholders.texts_in(given)):
+            text = f"can be guessed, and anybody who has it can {power}"
+            yield Finding(level, name, text, fix)
 
 
 def _half_set(settings: Settings) -> Iterator[Finding]:
@@ -224,7 +288,7 @@ def _half_set(settings: Settings) -> Iterator[Finding]:
     # startup.py reports the routes that have no prices.
     if settings.prices is None and settings.routes is None:
         text = "is set, but there are no prices to count with"
-        fix = "set BRIDGE_PRICES, or `cost` in the routes"
+        fix = "set BRIDGE_PRICES, or `cost` in BRIDGE_ROUTES"
         if settings.cost_per_call:
             yield Finding("error", "BRIDGE_COST_PER_CALL", text, fix)
         if settings.cost_per_day:
@@ -237,7 +301,7 @@ def _half_set(settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", "OPENAI_WEBHOOK_SECRET", text, fix)
     if settings.report_secret and not (settings.report_url or settings.routes):
         text = "is set, but no report is sent anywhere"
-        fix = "set BRIDGE_REPORT_URL, or `report` in the routes"
+        fix = "set BRIDGE_REPORT_URL, or `report` in BRIDGE_ROUTES"
         yield Finding("warning", "BRIDGE_REPORT_SECRET", text, fix)
 
 
@@ -257,10 +321,6 @@ def _in_force(settings: Settings) -> list[Finding]:
     it = settings
     model = it.model_target.partition("?")[0]
     redis = redis_address(it.redis_url.get_secret_value()) if it.redis_url else ""
-    full = {
-        "queue": f"is queue: callers wait up to {it.queue_seconds:g} s for a line",
-        "fallback": "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER",
-    }
     lines: dict[str, object] = {
         "BRIDGE_PORT": f"listens on {it.host}, port {it.port}",
         "BRIDGE_AGENT": f"is {it.agent}",
@@ -280,8 +340,11 @@ def _in_force(settings: Settings) -> list[Finding]:
         "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
         "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
         "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
-        "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
+        "BRIDGE_FALLBACK": it.fallback and "is on: callers do not reach the agent",
+        "BRIDGE_ADVERTISE_URL": it.advertise_url and f"is {it.advertise_url}",
+        "BRIDGE_WHEN_FULL": _when_full(it),
         "BRIDGE_WAITING_SOUND": f"is {it.waiting_sound.name}",
+        "BRIDGE_SLOW_TOOL_SECONDS": f"is {it.slow_tool_seconds:g}",
         "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
         "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",
         "BRIDGE_MODEL_READY_ON": it.model_ready_on == "session.created"
@@ -300,6 +363,15 @@ def _in_force(settings: Settings) -> list[Finding]:
         "TWILIO_AUTH_TOKEN_SECONDARY": it.twilio_auth_token_secondary and "is set",
     }
     return [Finding("ok", name, str(text)) for name, text in lines.items() if text]
+
+
+def _when_full(settings: Settings) -> str:
+    if settings.when_full == "queue":
+        seconds = settings.queue_seconds
+        return f"is queue: callers wait up to {seconds:g} s for a line"
+    if settings.when_full == "fallback":
+        return "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER"
+    return ""
 
 
 def _each(verb: str, items: Iterable[object]) -> str:

@@ -5,10 +5,10 @@ server.py does.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from agents import set_default_openai_key
@@ -19,6 +19,7 @@ from bridge.agent.loader import AgentNotLoaded, AgentSource
 from bridge.agent.user_code import protected_loop
 from bridge.app import routes as routes_file
 from bridge.app.background_tasks import BackgroundTasks
+from bridge.app.fallback import FallbackSwitch, following
 from bridge.app.quotas import Quotas, reporting
 from bridge.app.routes import Routes, RoutesError
 from bridge.app.services import Capacity, Ceilings, Services
@@ -27,10 +28,12 @@ from bridge.app.values import LOCAL_MODEL
 from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.signing import FleetKey
 from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
 from bridge.records.report import Reports
+from bridge.telemetry.disk_space import DiskSpace, watched
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.trace_file import TraceWriter
 from bridge.websocket.tls import tls_client
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from bridge.model.transcode import ModelAudio
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,52 +59,98 @@ class UserCode:
 
 def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
     """Loads the user's code that the settings name; `agent` replaces the agent of the
-    settings. Raises AgentNotLoaded or SettingsError; or RoutesError with every mistake
-    of the routes file and of the agents and functions that it names."""
-    source = loader.load(agent or settings.agent)
-    name = settings.model_connect
-    try:
-        connect = loader.load_function(name) if name else None
-    except AgentNotLoaded as error:
-        text, fix = f"fails: {error}", "correct the name or the file"
-        raise SettingsError(
-            [Finding("error", "BRIDGE_MODEL_CONNECT", text, fix)]
-        ) from None
-    if settings.routes is None:
-        return UserCode(source, connect=connect)
-    routes = routes_file.load(settings.routes)
-    mistakes: list[str] = []
+    settings. SettingsError with every mistake of it and of the routes file."""
+    user_code, mistakes = read_user_code(settings, agent)
+    if mistakes or user_code is None:
+        raise SettingsError(mistakes)
+    return user_code
+
+
+def read_user_code(
+    settings: Settings, agent: str | None = None
+) -> tuple[UserCode | None, list[Finding]]:
+    """As load_user_code, with the mistakes beside what can be used. None: the default
+    agent cannot be loaded."""
+    mistakes: list[Finding] = []
+
+    def loaded(load: Callable[[str], T], name: str, *of: Finding) -> T | None:
+        """None: it cannot be loaded, and `of` say which settings or keys name it."""
+        try:
+            return load(name)
+        except AgentNotLoaded as error:
+            for it in of:
+                text = f"{it.text} {error}"
+                mistakes.append(replace(it, text=text.replace("\n", " ")))
+        return None
+
+    source = loaded(loader.load, agent or settings.agent, _NO_AGENT)
+    connect = None
+    if settings.model_connect:
+        connect = loaded(loader.load_function, settings.model_connect, _NO_CONNECT)
+    routes, incomplete = _read_routes(settings, mistakes)
     sources: dict[str, AgentSource] = {}
     functions: dict[str, Callable[..., Any]] = {}
     for name, named in routes.agents().items():
-        try:
-            sources[name] = loader.load(name)
-        except AgentNotLoaded as error:
-            mistakes += [f"{routes.where(it, 'agent')}: {error}" for it in named]
-    for name, places in routes.functions().items():
-        try:
-            functions[name] = loader.load_function(name)
-        except AgentNotLoaded as error:
-            mistakes += [f"{routes.where(it, key)}: {error}" for it, key in places]
-    for route in (*routes.routes, routes.defaults):
+        places = [_at(routes.where(it, "agent"), "agent:") for it in named]
+        if (it := loaded(loader.load, name, *dict.fromkeys(places))) is not None:
+            sources[name] = it
+    for name, keys in routes.functions().items():
+        places = [_at(routes.where(it, key), f"{key}:") for it, key in keys]
+        if function := loaded(loader.load_function, name, *dict.fromkeys(places)):
+            functions[name] = function
+    mistakes += _missing_in_routes(routes, settings, incomplete)
+    mistakes = list(dict.fromkeys(mistakes))
+    if source is None:
+        return None, mistakes
+    return UserCode(source, routes, sources, functions, connect), mistakes
+
+
+_FIX = "correct the name or the file"
+_NO_AGENT = Finding("error", "BRIDGE_AGENT", "cannot be loaded:", _FIX)
+_NO_CONNECT = Finding("error", "BRIDGE_MODEL_CONNECT", "cannot be loaded:", _FIX)
+
+
+def _at(place: str, text: str, fix: str = "") -> Finding:
+    """A mistake in the routes file, at `FILE:LINE`."""
+    return Finding("error", "BRIDGE_ROUTES", text, fix, place)
+
+
+def _read_routes(
+    settings: Settings, mistakes: list[Finding]
+) -> tuple[Routes, frozenset[str]]:
+    """The routes as far as they can be used, and the names of those that are not
+    complete. Adds the mistakes of the file."""
+    if settings.routes is None:
+        return Routes.none(), frozenset()
+    try:
+        return routes_file.load(settings.routes), frozenset()
+    except RoutesError as error:
+        for it in error.mistakes:
+            line, _, text = it.removeprefix(f"{settings.routes}:").partition(": ")
+            mistakes.append(_at(f"{settings.routes}:{line}", text))
+        return error.rest, error.incomplete
+
+
+def _missing_in_routes(
+    routes: Routes, settings: Settings, incomplete: frozenset[str]
+) -> Iterator[Finding]:
+    """What a route needs beside itself. What `incomplete` ones lack may be there when
+    their mistakes are corrected."""
+    every = (*routes.routes, routes.defaults) if settings.routes else ()
+    for route in (it for it in every if it.name not in incomplete):
         full = route.when_full
         number = route.fallback or settings.fallback_number
         if full and full.answer == "fallback" and not number:
-            where = routes.where(route, "when_full")
-            mistakes.append(
-                f"{where}: when_full is fallback, but there is no number to dial: set "
-                "`fallback`, or BRIDGE_FALLBACK_NUMBER"
-            )
+            text = "when_full is fallback, but there is no number to dial"
+            fix = "set `fallback`, or BRIDGE_FALLBACK_NUMBER"
+            yield _at(routes.where(route, "when_full"), text, fix)
         limited = settings.cost_per_call or settings.cost_per_day
         if limited and settings.prices is None and route.cost is None:
-            where = routes.where(route)
-            mistakes.append(
-                f"{where}: has no prices, so its calls would not count towards the "
-                "limit of cost: set `cost`, or BRIDGE_PRICES"
+            text = (
+                "has no prices, so its calls would not count towards the limit of cost"
             )
-    if mistakes:
-        raise RoutesError(dict.fromkeys(mistakes))
-    return UserCode(source, routes, sources, functions, connect)
+            fix = "set `cost`, or BRIDGE_PRICES"
+            yield _at(routes.where(route), text, fix)
 
 
 @asynccontextmanager
@@ -117,8 +168,10 @@ async def _open_services(
         BackgroundTasks() as background_tasks,
         Reports(secret.get_secret_value() if secret else None) as reports,
         local_mcp() as mcp,
-        TraceWriter() as trace_writer,
+        watched(_disk(settings, metrics)) as disk,
+        TraceWriter(disk=disk) as trace_writer,
         reporting(_quotas(settings, registry, metrics)) as quotas,
+        following(_fallback(settings, registry, metrics)) as fallback,
         retention.delete_expired(settings.record_dir, settings.record_days),
     ):
         yield Services(
@@ -137,7 +190,11 @@ async def _open_services(
             fallback_number=settings.fallback_number or "",
             record_dir=settings.record_dir,
             trace_writer=trace_writer,
+            fallback=fallback,
             waiting_sound=settings.waiting_sound,
+            slow_tool_seconds=settings.slow_tool_seconds,
+            # A TwiML Bin, whose streams have no tickets, may name no next step.
+            one_moment=settings.tickets == "required",
             session_seconds=settings.session_seconds or None,
             account_sids=settings.account_sids,
             capacity=capacity,
@@ -148,6 +205,12 @@ async def _open_services(
             limits=limits_of(settings),
             bounds=_bounds_of(settings),
         )
+
+
+def _disk(settings: Settings, metrics: Metrics) -> DiskSpace:
+    return DiskSpace(
+        settings.record_dir, metrics.records_free.set, metrics.records_used.set
+    )
 
 
 @asynccontextmanager
@@ -230,6 +293,18 @@ def _quotas(settings: Settings, registry: Registry, metrics: Metrics) -> Quotas:
         calls_of_number=settings.calls_per_number,
         calls_of_number_hour=settings.calls_per_number_hour,
         cost_of_day=settings.cost_per_day,
+    )
+
+
+def _fallback(
+    settings: Settings, registry: Registry, metrics: Metrics
+) -> FallbackSwitch:
+    token = settings.api_token
+    return FallbackSwitch(
+        registry,
+        FleetKey(token.get_secret_value()) if token else None,
+        metrics.fallback_on.set,
+        initial=settings.fallback,
     )
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import (
@@ -48,9 +48,38 @@ _REDIS_OPTIONS = {
 }
 
 
+WRONG = "setting"
+"""The type of the errors that `wrong` makes."""
+OF_A_FILE = "NAME_FILE"
+"""In a fix: stands for the variable that names the file of the setting."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with a value, or with a part of it."""
+
+    text: str
+    fix: str
+    line: int = 0
+    """Of the part, from 1, if the value has several lines."""
+    number: int = 0
+    """Of the part, from 1."""
+
+
 def wrong(text: str, fix: str) -> PydanticCustomError:
+    return wrong_parts([Fault(text, fix)])
+
+
+def wrong_parts(faults: list[Fault]) -> PydanticCustomError:
+    """All faults of one value."""
+    faults = sorted(faults, key=lambda it: it.number)
+    told = "; ".join(f"{it.text}: {it.fix}" for it in faults)
     # The text is in the context, not in the template: a value may contain braces.
-    return PydanticCustomError("setting", "{text}: {fix}", {"text": text, "fix": fix})
+    return PydanticCustomError(WRONG, "{told}", {"told": told, "faults": faults})
+
+
+def faults_of(error: PydanticCustomError) -> list[Fault]:
+    """The faults of an error that `wrong` has made."""
+    return list((error.context or {})["faults"])
 
 
 def stripped(value: object) -> str:
@@ -129,7 +158,31 @@ def _secret(value: object) -> object:
     if not text.isascii() or not text.isprintable() or " " in text:
         fault = "has a blank or a character that no key has"
         raise wrong(fault, "copy it again, without quotes")
+    if is_path(text):
+        fix = f"set {OF_A_FILE} to the path, or set the secret itself"
+        raise wrong("is the path of a file, not a secret", fix)
     return text
+
+
+# A secret may begin with a slash: base64 has slashes. It does not begin with one of
+# these folders by chance.
+_FOLDERS = (
+    "app|config|data|dev|etc|home|mnt|opt|private|proc|root|run|secrets?|srv|tmp|usr|"
+    "var|vault|Users|Volumes"
+)
+_PATH = re.compile(rf"(~|\.{{1,2}})/.+|file:/.+|/({_FOLDERS})/.+")
+
+
+def is_path(text: str) -> bool:
+    """Whether a text in the place of a secret is the path of a file."""
+    return bool(_PATH.fullmatch(text)) or (text.startswith("/") and _exists(text))
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a path, or in a folder that may not be read
+        return False
 
 
 def _signing_secret(value: SecretStr) -> SecretStr:
@@ -169,7 +222,7 @@ SigningSecret = Annotated[Secret, AfterValidator(_signing_secret)]
 
 
 def content_of(path: str) -> str:
-    """The text of a file that contains a secret, without blanks and line breaks around
+    """The text of a file that contains a secret, without blanks and line breaks behind
     it. A message shows the path, and never the content."""
     # The secret may stand in the place of the path; then it must not be shown.
     if not re.match(r"(~|\.{1,2})?/", path):
@@ -180,13 +233,13 @@ def content_of(path: str) -> str:
         fix = f"a secret has at most {MAX_FILE_BYTES} bytes"
         raise wrong(f"names {path}, which is too large", fix)
     try:
-        text = content.decode("utf-8-sig").strip()
+        text = content.decode("utf-8-sig").rstrip()
     except UnicodeDecodeError:
         raise wrong(f"names {path}, which is not UTF-8", "save it as UTF-8") from None
     if not text:
         fix = "write the secret into it, or unset the variable"
         raise wrong(f"names {path}, which is empty", fix)
-    if text[0] in "\"'":
+    if text.lstrip()[0] in "\"'":
         fix = "remove the quotation marks from the file"
         raise wrong(f"names {path}, which begins with a quotation mark", fix)
     return text
@@ -321,45 +374,87 @@ def _network(value: object) -> IpNetwork:
         raise wrong(fault, fix) from None
 
 
+class _Entry(NamedTuple):
+    """One `name: value` of a list."""
+
+    name: str
+    value: object
+    number: int
+    """From 1; messages show it in place of the value."""
+    line: int
+    """Of the value, from 1; 0 if it has only one."""
+
+    def fault(self, text: str, fix: str) -> Fault:
+        return Fault(f"{text} in entry {self.number}", fix, self.line, self.number)
+
+
 def _headers(value: object) -> dict[str, str]:
     """A JSON object or `Name: value; Name: value`; a line break is as good as a
     semicolon. A message never shows a value."""
     fix = 'set `Name: value; Name: value` or {"Name": "value"}'
     found: dict[str, str] = {}
-    for name, content in _pairs(value, fix):
-        if not isinstance(content, str) or not _HEADER_NAME.fullmatch(name.strip()):
-            raise wrong("has a name or value that no header can have", fix)
-        if not content.strip().isprintable():
-            raise wrong("has control characters in a value", fix)
-        found[name.strip()] = content.strip()
+    entries, faults = _entries(value, fix)
+    for it in entries:
+        name, content = it.name, it.value
+        if not isinstance(content, str) or not _HEADER_NAME.fullmatch(name):
+            faults.append(it.fault("has a name or value that no header can have", fix))
+        elif not content.strip().isprintable():
+            faults.append(it.fault("has control characters", fix))
+        else:
+            found[name] = content.strip()
+    if faults:
+        raise wrong_parts(faults)
     return found
 
 
-def _pairs(value: object, fix: str) -> list[tuple[str, object]]:
+def _entries(value: object, fix: str) -> tuple[list[_Entry], list[Fault]]:
+    """The entries, and a fault for each part that is none."""
+    pairs: list[tuple[str, object]] | None = None
     if isinstance(value, Mapping):
-        return list(value.items())
-    if stripped(value).startswith("{"):
+        pairs = list(value.items())
+    elif stripped(value).startswith("{"):
         try:
-            return list(json.loads(stripped(value)).items())
+            pairs = list(json.loads(stripped(value)).items())
         except (ValueError, RecursionError):
-            raise wrong("is not a valid JSON object", fix) from None
-    lines = re.split("[;\n]", str(value))
-    parts = [part.partition(":") for part in lines if part.strip()]
-    if not all(colon for _, colon, _ in parts):
-        raise wrong("has a part without a colon", fix)
-    return [(name, content) for name, _, content in parts]
+            return [], [Fault("is not a valid JSON object", fix)]
+    if pairs is not None:
+        named = enumerate(pairs, 1)
+        return [_Entry(key.strip(), it, n, 0) for n, (key, it) in named], []
+    return _written_entries(str(value), fix)
+
+
+def _written_entries(text: str, fix: str) -> tuple[list[_Entry], list[Fault]]:
+    entries: list[_Entry] = []
+    faults: list[Fault] = []
+    several = "\n" in text.strip()
+    number = 0
+    for line, row in enumerate(text.split("\n"), 1):
+        for part in filter(str.strip, row.split(";")):
+            number += 1
+            name, colon, content = part.partition(":")
+            entry = _Entry(name.strip(), content, number, line if several else 0)
+            if colon:
+                entries.append(entry)
+            else:
+                faults.append(entry.fault("has no colon", fix))
+    return entries, faults
 
 
 def _shared_keys(value: object) -> dict[str, str]:
     fix = "set `webhooks_sharedkey_...: secret; ...`"
-    try:
-        found = _headers(value)
-    except PydanticCustomError:
-        raise wrong("cannot be read", fix) from None
-    for name, secret in found.items():
-        named = re.fullmatch("[A-Za-z0-9_-]+", name)
-        if not named or not secret or not secret.isascii():
-            raise wrong("has an id or secret that no key has", fix)
+    entries, faults = _entries(value, fix)
+    found: dict[str, str] = {}
+    for it in entries:
+        secret = it.value.strip() if isinstance(it.value, str) else ""
+        named = re.fullmatch("[A-Za-z0-9_-]+", it.name)
+        if not named or not secret or not secret.isascii() or not secret.isprintable():
+            faults.append(it.fault("has an id or secret that no key has", fix))
+        elif is_path(secret):
+            path_fix = f"set {OF_A_FILE} to a file with all keys, or set the secret"
+            faults.append(it.fault("has the path of a file", path_fix))
+        found[it.name] = secret
+    if faults:
+        raise wrong_parts(faults)
     return found
 
 
@@ -370,20 +465,49 @@ def _accounts(value: object) -> dict[str, tuple[str, ...]]:
         return dict(value)
     fix = "set `AC...: its-token; AC...: its-token, its-other-token`"
     found: dict[str, tuple[str, ...]] = {}
-    for name, given in _pairs(value, fix):
-        sid, text = name.strip(), given if isinstance(given, str) else ""
-        tokens = tuple(str(_secret(it)) for it in text.split(",") if it.strip())
-        if not re.fullmatch(_ACCOUNT_SID, sid) or not tokens:
-            raise wrong("has a part without an account SID or without its token", fix)
-        if sid in found:
-            raise wrong("names an account twice", "separate its tokens by a comma")
-        if len(tokens) > MAX_TOKENS:
-            raise wrong("has an account with more than two tokens", fix)
-        if any({*tokens} & {*others} for others in found.values()):
-            fix = "copy each token from the page of its account"
-            raise wrong("gives two accounts the same token", fix)
-        found[sid] = tokens
+    entries, faults = _entries(value, fix)
+    for it in entries:
+        try:
+            tokens = _tokens(it.value)
+        except PydanticCustomError as error:
+            faults += _in_entry(error, it)
+            continue
+        faults += _account_faults(it, tokens, found, fix)
+        found.setdefault(it.name, tokens)
+    if faults:
+        raise wrong_parts(faults)
     return found
+
+
+def _in_entry(error: PydanticCustomError, entry: _Entry) -> list[Fault]:
+    return [entry.fault(it.text, it.fix) for it in faults_of(error)]
+
+
+def _tokens(value: object) -> tuple[str, ...]:
+    text = value if isinstance(value, str) else ""
+    return tuple(str(_secret(it)) for it in text.split(",") if it.strip())
+
+
+def _account_faults(
+    entry: _Entry,
+    tokens: tuple[str, ...],
+    others: Mapping[str, tuple[str, ...]],
+    fix: str,
+) -> list[Fault]:
+    """What is wrong with an account and its tokens, beside those before it."""
+    copy = "copy each token from the page of its account"
+    if not re.fullmatch(_ACCOUNT_SID, entry.name):
+        return [entry.fault("has no account SID", fix)]
+    if entry.name in others:
+        again = "separate its tokens by a comma"
+        return [entry.fault("names an account twice, the second time", again)]
+    if not tokens:
+        return [entry.fault("has an account without its token", fix)]
+    if len(tokens) > MAX_TOKENS:
+        return [entry.fault("has an account with more than two tokens", fix)]
+    if any({*tokens} & {*given} for given in others.values()):
+        return [entry.fault("has a token of another account", copy)]
+    return []
 
 
 def _prices(value: object) -> Prices:

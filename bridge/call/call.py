@@ -40,6 +40,7 @@ from bridge.call.deadline_timer import DeadlineTimer
 from bridge.call.leg import CallLeg, SessionControl
 from bridge.call.media_leg import facts_of
 from bridge.call.stream import IdentifiedPhone
+from bridge.core.call_state import State
 from bridge.core.commands import (
     CloseConnection,
     Command,
@@ -49,6 +50,7 @@ from bridge.core.commands import (
     MuteSession,
     Note,
     Pressed,
+    SayOneMoment,
     Started,
     Switch,
     ToCaller,
@@ -68,7 +70,9 @@ from bridge.core.inputs import (
 from bridge.fleet.plan import AnsweredBy
 from bridge.model.session import Early, SessionPlan
 from bridge.records.report import report_of
+from bridge.telemetry.log import level_of_end
 from bridge.telemetry.trace import Trace
+from bridge.telemetry.trace_file import LOSSES, NEARLY_FULL
 
 CLOSE_SECONDS = 1.0
 """Time limit for storing the next step and closing the leg when a call is over."""
@@ -106,7 +110,9 @@ class Call:
         self._tasks = asyncio.TaskGroup()
         self._unnamed_tasks: list[asyncio.Task[None]] = []
         """Tasks from before the call's SID was known; they are renamed then."""
-        self._agent = AgentSide(self.feed, self.note, self._session_event)
+        self._agent = AgentSide(
+            self.feed, self.note, self._session_event, self.end_without_model
+        )
         self._notes = CallNotes(services, self._agent.heard)
         self._actions = Actions(
             self.feed,
@@ -197,6 +203,12 @@ class Call:
         """Twilio reports that the call is over, perhaps before its stream ends."""
         self.feed(EndCall("caller", "hung_up"))
 
+    def end_without_model(self) -> None:
+        """Ends the call at once if it has no session and the fallback is switched on:
+        the model is away, and another dial would keep the caller waiting."""
+        if self._services.fallback.on and self._conversation.state is State.HOLDING:
+            self.feed(EndCall("model", "lost"))
+
     def hand_over(self) -> None:
         """Ends the call here in a quiet moment, so that another instance can resume
         it."""
@@ -233,6 +245,8 @@ class Call:
             services.session_seconds,
             services.ceilings,
             services.waiting_sound,
+            services.slow_tool_seconds,
+            one_moment=services.one_moment,
         )
         self.feed(SetRules(rules))
         continuity.start_checkpoint()
@@ -264,7 +278,8 @@ class Call:
         self._services.metrics.calls_active.dec()
         self._services.metrics.calls.labels(outcome).inc()
         seconds = round(time.monotonic() - self._connected_at, 3)
-        self._log.info("call_ended", outcome=outcome, seconds=seconds)
+        level = level_of_end(self._ending.by, self._ending.why)
+        self._log.log(level, "call_ended", outcome=outcome, seconds=seconds)
         live, continuity = self._live, self._continuity
         if live and continuity:
             self._services.quotas.ended(live.call_sid, goes_on=continuity.has_moved)
@@ -355,6 +370,8 @@ class Call:
                     self._start_on_stream(facts_of(start))
                 case Started(start):
                     self._continue_on(start.stream_sid)
+                case SayOneMoment():
+                    self.start_task(self._say_one_moment(), "one moment")
                 case MuteSession(on):
                     self._agent.mute(on)
                 case WaitDone(wait, done):
@@ -380,6 +397,11 @@ class Call:
         self.feed(StreamLost())
         if self._continuity and not self._ended.is_set():
             self._continuity.stream_lost()
+
+    async def _say_one_moment(self) -> None:
+        assert self._continuity, "the call has begun"
+        await self._continuity.plan_sentence()
+        self._leg.leave_stream()
 
     def begin(self, facts: CallFacts) -> None:
         """A call without a stream begins."""
@@ -434,6 +456,10 @@ class Call:
         if facts.direction == "inbound":
             services.quotas.began(sid, facts.theirs)
         self._identified.set()
+        if services.fallback.on:
+            services.metrics.fallback_calls.inc()
+            self.feed(EndCall("bridge", "fallback"))
+            return
         prepare = partial(self._prepare_session, live, approvals, continuity)
         self.start_task(self._agent.run(live, approvals, self._log, prepare), "agent")
 
@@ -441,7 +467,7 @@ class Call:
         """The caller has returned on a new stream."""
         assert self._live and self._continuity, "an earlier stream started the call"
         self._live.facts = replace(self._live.facts, stream_sid=stream_sid)
-        self._log.info("line_back", new_stream_sid=stream_sid)
+        self._log.info("stream_back", new_stream_sid=stream_sid)
         self._continuity.register_stream(stream_sid)
 
     # --- tasks ---
@@ -456,4 +482,7 @@ class Call:
         return task
 
     def _trace_lost(self, why: str) -> None:
-        self._log.error("trace_write_failed", why=why)
+        kind = LOSSES.get(why, "error")
+        self._services.metrics.traces_lost.labels(kind).inc()
+        if why != NEARLY_FULL:  # then `traces_stopped` is logged, once for all calls
+            self._log.error("trace_write_failed", why=why)

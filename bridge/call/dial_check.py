@@ -7,7 +7,15 @@ session tells whether a server sends the words of its audio, which guardrails re
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +24,14 @@ from agents.realtime import RealtimeSessionEvent
 
 from bridge.agent.approvals import Approvals
 from bridge.agent.events import Listeners
-from bridge.agent.live import CallFacts, CallOver, LiveCall, Role, Transfer
+from bridge.agent.live import (
+    CallControl,
+    CallFacts,
+    CallOver,
+    LiveCall,
+    Role,
+    Transfer,
+)
 from bridge.app.routes import Route
 from bridge.app.services import Services
 from bridge.core import errors, realtime_events
@@ -213,32 +228,50 @@ async def check_sessions(services: Services) -> list[CheckedSession]:
     return [await _check(services, name, route) for name, route in named]
 
 
-async def _check(services: Services, name: str, route: Route) -> CheckedSession:
-    check = SessionCheck(name)
+@dataclass(frozen=True, slots=True)
+class SampleCall:
+    """What the user's code gets of a call that nobody makes."""
+
+    live: LiveCall
+    approvals: Approvals
+    tasks: asyncio.TaskGroup
+
+
+@asynccontextmanager
+async def sample_call(
+    facts: CallFacts, control: CallControl, route: Route
+) -> AsyncIterator[SampleCall]:
+    """A call without a phone and without a model; `control` does what it is told to."""
     async with asyncio.TaskGroup() as tasks:
 
         def start(work: Any, called: str) -> asyncio.Task[None]:
             return tasks.create_task(work, name=called)
 
-        facts = CallFacts("check", "", "")
         listeners = Listeners(start, facts.call_sid)
         approvals = Approvals(
             route.approval, start, facts.call_sid, lambda change, call: None
         )
-        live = LiveCall(facts, check, listeners, approvals)
+        live = LiveCall(facts, control, listeners, approvals)
+        yield SampleCall(live, approvals, tasks)
+        listeners.end()
+
+
+async def _check(services: Services, name: str, route: Route) -> CheckedSession:
+    check = SessionCheck(name)
+    async with sample_call(CallFacts("check", "", ""), check, route) as it:
         plan = SessionPlan(services.source_of(route), services.target, route.session)
         check.session = AgentSession(
-            plan, live, check, approvals, services.local_mcp, tasks, lambda late: None
+            *(plan, it.live, check, it.approvals, services.local_mcp, it.tasks),
+            lambda late: None,
         )
-        running = tasks.create_task(_running(check, check.session.run), name="check")
+        running = it.tasks.create_task(_running(check, check.session.run), name="check")
         try:
             async with asyncio.timeout(SECONDS):
                 await check.ended.wait()
         except TimeoutError:
             check.problem(check.awaited)
-        check.result.agent = live.agent_name
+        check.result.agent = it.live.agent_name
         running.cancel()
-        listeners.end()
     return check.result
 
 

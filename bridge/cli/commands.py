@@ -10,23 +10,25 @@ import platform
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import structlog
 import typer
-from pydantic import SecretStr
-from rich.markup import escape
-from rich.table import Table
 
 import twiml
 from bridge.app import settings, settings_report, versions
 from bridge.app.settings import Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
-from bridge.cli import show, sim_commands
+from bridge.cli import check, show, sim_commands
+from bridge.cli.check import AgentOption
+from bridge.cli.fallback import fallback
+from bridge.cli.secret_values import secrets_of
 from bridge.cli.terminal import (
     DialledOption,
+    api_token,
     err,
     load_settings,
     local_url,
@@ -35,15 +37,13 @@ from bridge.cli.terminal import (
     stop_with,
 )
 from bridge.http.signature import websocket_origin
-from bridge.privacy.log_scrubber import LogScrubber
 from bridge.telemetry import log, output
 
 # The SDK is imported only where it is needed, because that takes two seconds. So a
 # mistake in a variable is reported at once.
 if TYPE_CHECKING:
-    from bridge.app.routes import Routes
+    from bridge.app.configuration import Configuration
     from bridge.app.startup import UserCode
-    from bridge.call import dial_check
     from bridge.fleet import Registry
 
 app = typer.Typer(
@@ -57,22 +57,15 @@ app = typer.Typer(
     """,
 )
 app.add_typer(sim_commands.sim, name="sim")
+app.add_typer(fallback, name="fallback")
 app.command()(show.show)
+app.command()(check.check)
 
 OWN_FILES = 100
 """Open files besides sockets of calls and clients: Redis, reports, traces and Python's
 own."""
 
 CALL_SID = re.compile(r"[\w-]{1,64}", re.ASCII)
-MIN_KEY_CHARS = 16
-"""A part of a URL's path that has at least this length may be a key, and is kept out of
-the log."""
-
-AgentOption = Annotated[
-    str | None,
-    typer.Option(help="package.module:name or file.py:name, instead of BRIDGE_AGENT"),
-]
-
 MessageOption = Annotated[
     str,
     typer.Option(help="text to leave on an answering machine; without it, hang up"),
@@ -125,24 +118,25 @@ def serve(agent: AgentOption = None) -> None:
 
     Configured by the environment and by .env; `bridge check` says what is missing.
     """
-    conf = load_settings()
-    findings = settings_report.serving_mistakes(conf) + settings_report.unknown_names()
-    findings += _raise_file_limit(conf)
     lost_lines = output.protect_output()
-    if mistakes := _errors(findings):
-        stop_with("bridge serve does not start:", *map(str, mistakes))
+    environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
+    configuration = _configuration(environ)
+    conf, user_code = configuration.settings, configuration.user_code
+    if configuration.mistakes or user_code is None:
+        problems = sorted(configuration.problems, key=lambda it: it.level == "error")
+        stop_with("bridge serve does not start:", *map(str, problems))
+    findings = configuration.problems + _machine_findings(conf)
     danger = settings_report.open_with_model_key(conf)
     if danger:
         _print_danger(danger)
-    user_code = _user_code(conf, agent)
-    log.configure(conf.log_format, secrets=_secrets(conf, user_code.routes))
+    log.configure(conf.log_format, secrets=secrets_of(conf, user_code.routes))
     log.log_crashes()
     if danger:
         structlog.get_logger().warning("insecure_with_model_key", text=danger[0])
     for finding in findings:
-        structlog.get_logger().warning("setting", name=finding.name, text=str(finding))
-    for warning in user_code.routes.warnings:
-        structlog.get_logger().warning("routes", text=warning)
+        event = "routes" if finding.name == "BRIDGE_ROUTES" else "setting"
+        named = {} if event == "routes" else {"name": finding.name}
+        structlog.get_logger().warning(event, **named, text=str(finding))
     run(_serve(conf, user_code, lost_lines))
 
 
@@ -182,7 +176,7 @@ def demo(
         stop_with(f"The call failed: {error}")
     demo_call.show(call, out)
     if failures := demo_call.failures(call):
-        stop_with("This should not have happened:", *failures)
+        stop_with("The call was placed, and has these faults:", *failures)
 
 
 @app.command("call")
@@ -217,7 +211,7 @@ def place_call(
     The bridge needs BRIDGE_API_TOKEN, TWILIO_ACCOUNT_SID and BRIDGE_OUTBOUND_PREFIXES.
     """
     conf = load_settings()
-    token = _api_token(conf)
+    token = api_token(conf)
     wanted = {
         "to": number,
         "from": caller_id,
@@ -243,7 +237,7 @@ def connect(
         str | None,
         typer.Option(
             help="URL that Twilio asks while the bridge cannot be reached, such as a "
-            "TwiML Bin's; not at the bridge"
+            "TwiML Bin's; a URL of the bridge would not answer either"
         ),
     ] = None,
     check: Annotated[
@@ -274,12 +268,6 @@ def connect(
         raise typer.Exit(1)
     if not findings:
         out.print("Nothing is wrong: calls to this number reach the bridge.")
-
-
-def _api_token(conf: Settings) -> str:
-    if conf.api_token is None:
-        stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
-    return conf.api_token.get_secret_value()
 
 
 def _request_call(url: str, token: str, wanted: dict[str, Any]) -> str:
@@ -374,29 +362,6 @@ def _parameters(pairs: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in parted}
 
 
-def _secrets(conf: Settings, routes: "Routes") -> set[str]:
-    """Values of the configuration that no log may contain."""
-    fields = type(conf).model_fields
-    values = [getattr(conf, name) for name, it in fields.items() if not it.repr]
-    secrets = {it.get_secret_value() for it in values if isinstance(it, SecretStr)}
-    secrets |= {*conf.twilio_shared_keys.values(), *conf.model_headers.values()}
-    secrets |= {token for tokens in conf.twilio_accounts.values() for token in tokens}
-    redis = conf.redis_url.get_secret_value() if conf.redis_url else None
-    reports = [it.report.url for it in (*routes.routes, routes.defaults) if it.report]
-    for url in (redis, conf.model_url, conf.report_url, *reports):
-        secrets |= _secrets_in(url)
-    return {part for secret in secrets for part in (secret, *secret.split()[1:])}
-
-
-def _secrets_in(url: str | None) -> set[str]:
-    """Parts of a URL that may be secret: query, password, and long parts of the path,
-    such as those of a webhook."""
-    parts = urlsplit(url or "")
-    query = {value for _, value in parse_qsl(parts.query)}
-    path = {it for it in parts.path.split("/") if len(it) >= MIN_KEY_CHARS}
-    return query | path | {parts.query, unquote(parts.password or "")}
-
-
 def _demo_settings(routes: Path | None) -> Settings:
     """Ignores the environment, so that a demo is the same everywhere."""
     if routes is None:
@@ -405,109 +370,6 @@ def _demo_settings(routes: Path | None) -> Settings:
         return settings.load({"BRIDGE_ROUTES": str(routes)}, env_file=None)
     except SettingsError as error:
         stop_with(str(error))
-
-
-@app.command()
-def check(
-    agent: AgentOption = None,
-    dial: Annotated[
-        bool,
-        typer.Option(
-            help="Also open a session with the model for the agent of each route, and "
-            "report what its server refuses or does not confirm."
-        ),
-    ] = False,
-) -> None:
-    """Report everything that is missing or wrong in the configuration, each with its
-    fix."""
-    environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
-    findings = settings_report.check(environ)
-    findings += _check_user_code(environ, findings)
-    if dial and not {"BRIDGE_AGENT", "BRIDGE_ROUTES"} & {
-        it.name for it in _errors(findings)
-    }:
-        findings += _dial_findings(environ)
-    wrong = {it.name for it in _errors(findings)}
-    findings = [it for it in findings if it.level != "ok" or it.name not in wrong]
-    marks = {"ok": "[green]ok", "warning": "[yellow]warning", "error": "[red]error"}
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for finding in findings:
-        # The user's text may look like markup.
-        fix = f"\n[dim]{escape(finding.fix)}[/]" if finding.fix else ""
-        table.add_row(
-            marks[finding.level], escape(finding.name), escape(finding.text) + fix
-        )
-    out.print(table)
-    if _errors(findings):
-        raise typer.Exit(1)
-
-
-def _check_user_code(environ: dict[str, str], findings: list[Finding]) -> list[Finding]:
-    """Mistakes in the user's code and routes, if the settings that name them are
-    valid."""
-    if any(it.name in ("BRIDGE_AGENT", "BRIDGE_ROUTES") for it in _errors(findings)):
-        return []
-    try:
-        conf = settings.load(environ)
-    except SettingsError:
-        return []  # reported by settings_report.check
-    from bridge.agent.loader import AgentNotLoaded
-    from bridge.app.routes import RoutesError
-    from bridge.app.startup import load_user_code
-
-    try:
-        user_code = load_user_code(conf)
-    except SettingsError as error:
-        return list(error.mistakes)
-    except AgentNotLoaded as error:
-        fix = "correct the name or the file"
-        return [Finding("error", "BRIDGE_AGENT", f"cannot be loaded: {error}", fix)]
-    except RoutesError as error:
-        return [Finding("error", "BRIDGE_ROUTES", it) for it in error.mistakes]
-    return [Finding("warning", "BRIDGE_ROUTES", it) for it in user_code.routes.warnings]
-
-
-def _dial_findings(environ: dict[str, str]) -> list[Finding]:
-    """What the model's server says to the agent of each route."""
-    try:
-        conf = settings.load(environ)
-    except SettingsError:
-        return []  # reported by settings_report.check
-    from bridge.app.startup import load_user_code
-    from bridge.model.local_mcp import McpUnavailable
-
-    try:
-        user_code = load_user_code(conf)
-        checked = run(_dial_check(conf, user_code))
-    except McpUnavailable as error:
-        return [Finding("error", "MCP", str(error), "start the MCP server")]
-    # A server may quote a part of the key.
-    scrub = LogScrubber(_secrets(conf, user_code.routes)).text
-    findings = []
-    for it in checked:
-        name = f"session of {it.route}"
-        if it.round_trip is not None:
-            findings.append(Finding("ok", f"{name} opened", it.text))
-        findings += [Finding("error", name, scrub(text)) for text in it.problems]
-    return findings
-
-
-async def _dial_check(
-    conf: Settings, user_code: "UserCode"
-) -> "list[dial_check.CheckedSession]":
-    from bridge.app.startup import start_services
-    from bridge.call.dial_check import check_sessions
-    from bridge.sim.model import ModelServer
-
-    async with contextlib.AsyncExitStack() as stack:
-        model_url = conf.model_target
-        if model_url == LOCAL_MODEL:
-            fake = await stack.enter_async_context(ModelServer(keep_audio=False))
-            model_url = fake.url
-        services = await stack.enter_async_context(
-            start_services(conf, user_code, model_url)
-        )
-        return await check_sessions(services)
 
 
 def _errors(findings: list[Finding]) -> list[Finding]:
@@ -637,24 +499,38 @@ def _restore_signal_handlers() -> None:
         loop.remove_signal_handler(number)
 
 
+def _configuration(environ: dict[str, str]) -> "Configuration":
+    with _no_garbage_collection():
+        from bridge.app.configuration import read_configuration
+    return read_configuration(settings.read(environ))
+
+
 def _user_code(conf: Settings, agent: str | None) -> "UserCode":
-    # Nothing that the imports create is garbage. Looking for some takes a fifth of the
-    # time until a bridge is ready.
-    gc.disable()
-    try:
-        from bridge.agent.loader import AgentNotLoaded
-        from bridge.app.routes import RoutesError
+    with _no_garbage_collection():
         from bridge.app.startup import load_user_code
-    finally:
-        gc.enable()
     try:
         return load_user_code(conf, agent)
-    except AgentNotLoaded as error:
-        stop_with(f"The agent cannot be loaded: {error}")
     except SettingsError as error:
         stop_with("The configuration is not usable:", *str(error).splitlines())
-    except RoutesError as error:
-        stop_with("The routes are not usable:", *error.mistakes)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Nothing that the imports create is garbage. Looking for some takes a fifth of the
+    time until a bridge is ready."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _machine_findings(conf: Settings) -> list[Finding]:
+    """What is wrong with this machine. Calls are taken all the same."""
+    from bridge.app.machine_check import record_dir_findings
+
+    folder = [replace(it, level="warning") for it in record_dir_findings(conf)]
+    return folder + _raise_file_limit(conf)
 
 
 def _print_danger(lines: list[str]) -> None:

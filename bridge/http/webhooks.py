@@ -4,6 +4,7 @@ They decide what Twilio does with a new call, and with a call whose stream or tr
 has ended. They know no sockets; the CallDirectory knows the instance's calls.
 """
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
@@ -21,10 +22,10 @@ from bridge.app.outbound import (
 )
 from bridge.app.overflow import RETURNING, WAITING, Overflow, QueuePlace
 from bridge.app.routes import Route
-from bridge.app.services import Services
+from bridge.app.services import Services, moment_text
 from bridge.app.settings import Settings
 from bridge.call.continuity import RETURN_SECONDS
-from bridge.fleet import NextStep, Then, formats
+from bridge.fleet import ONE_MOMENT, NextStep, Then, formats
 from bridge.fleet.plan import PLAN_SECONDS, Plan
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.attempts import take_attempt
@@ -35,7 +36,6 @@ from bridge.http.status_webhooks import CallDirectory, StatusWebhooks
 from bridge.http.tickets import PATH, Tickets
 from bridge.http.webhook_fields import Webhook
 from bridge.http.webhook_urls import DIALLED, OF_CALL, next_url, screen_url, url
-from twiml import spoken_texts
 
 log = structlog.get_logger()
 
@@ -118,7 +118,7 @@ class Webhooks:
             # The order has expired, or is from before a restart. The person who
             # answered is not a caller, and the purpose of the call is not known any
             # more.
-            log.warning("outbound_order_unknown", call_sid=call_sid)
+            log.error("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
             own = {"Direction": "outbound", "Route": order.route}
@@ -141,12 +141,26 @@ class Webhooks:
         elif limit := await self._services.quotas.admit(call_sid, webhook.text("From")):
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
+        if self._services.fallback.on:
+            return self._send_to_fallback(webhook, parameters, outbound=outbound)
         # Any instance's free capacity counts, not only this one's: the balancer sends
         # the stream to an instance that has free capacity.
         if not await self._registry.room():
             return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
         log.info("call_answered", call_sid=call_sid)
         return _twiml(self._first_stream(webhook, parameters))
+
+    def _send_to_fallback(
+        self, webhook: Webhook, parameters: Mapping[str, str], *, outbound: bool
+    ) -> web.Response:
+        """The fallback is switched on: the model is away, and no stream is opened."""
+        call_sid = webhook.call_sid
+        self._services.metrics.fallback_calls.inc()
+        log.info("call_to_fallback", call_sid=call_sid, outbound=outbound)
+        if outbound:  # the person called hears no apology
+            return _twiml(twiml.hang_up())
+        route = self._services.route_of(CallFacts.of(call_sid, parameters))
+        return self._respond(webhook, self._fallback_step(route), parameters)
 
     async def _hold_or_refuse(
         self,
@@ -187,7 +201,7 @@ class Webhooks:
 
         document = self._overflow.hold(route, place, time.time(), url_of)
         if document and place is None:
-            log.info("call_queued", call_sid=call_sid, why=capacity.state)
+            log.warning("call_queued", call_sid=call_sid, why=capacity.state)
         return document
 
     async def _may_wait_for_restart(self, call_sid: str) -> bool:
@@ -203,13 +217,12 @@ class Webhooks:
 
     def _restart_document(self, webhook: Webhook, route: Route) -> str:
         """The caller waits at Twilio while no instance runs; then Twilio asks again."""
-        log.info(
+        log.warning(
             "call_queued", call_sid=webhook.call_sid, why=self._services.capacity.state
         )
         query = {AFTER_TRANSFER: "1"} if AFTER_TRANSFER in webhook.query else {}
-        spoken = (route.language or "en").startswith("en")
         return twiml.hold(
-            spoken_texts.MOMENT if spoken else None,
+            moment_text(route) or None,
             ask_url=next_url(webhook, query),
             pause_seconds=RESTART_SECONDS,
             language=route.language,
@@ -241,8 +254,10 @@ class Webhooks:
         webhook: Webhook,
         parameters: Mapping[str, str],
         query: Mapping[str, str] = _NO_QUERY,
+        step: NextStep | None = None,
     ) -> str:
-        """`query`: of the `/voice/next` request that follows the stream."""
+        """`query`: of the `/voice/next` request that follows the stream. `step`: has
+        the sentence that Twilio says first."""
         origin, path = webhook.origin, PATH
         if self._tickets:
             path = self._tickets.path(webhook.account_sid, webhook.call_sid)
@@ -251,6 +266,8 @@ class Webhooks:
             action_url=next_url(webhook, query),
             status_callback_url=f"{origin}/stream-status",
             parameters=parameters,
+            text=step.text if step else "",
+            language=(step.language if step else "") or None,
         )
 
     async def _voice_next(self, webhook: Webhook) -> web.Response:
@@ -303,6 +320,10 @@ class Webhooks:
         call_sid = webhook.call_sid
         route = self._services.route_of(CallFacts.of(call_sid, parameters))
         step = self._fallback_step(route)
+        if moved and self._services.fallback.on:
+            return self._send_to_fallback(
+                webhook, parameters, outbound=is_outbound(webhook)
+            )
         if moved and not await self._registry.room():
             # Checked before the queue: if all instances stop, none can answer when the
             # turn in the queue ends.
@@ -314,9 +335,15 @@ class Webhooks:
         elif await take_attempt(
             self._registry, f"resume_count:{call_sid}", MAX_RESUMES
         ):
-            step = NextStep(Then.RESUME)
+            text = await self._one_moment(call_sid, route)
+            step = NextStep(Then.RESUME, text=text, language=route.language or "")
             self._directory.expect_stream(call_sid)
         return self._respond(webhook, step, parameters)
+
+    async def _one_moment(self, call_sid: str, route: Route) -> str:
+        """The sentence that the caller hears before the next stream; empty: none."""
+        planned = await self._registry.pop(f"{ONE_MOMENT}:{call_sid}")
+        return "" if planned is None else moment_text(route)
 
     async def _retry_first_stream(
         self, webhook: Webhook, parameters: Mapping[str, str]
@@ -325,11 +352,14 @@ class Webhooks:
         perhaps because no instance had free capacity any more, or because its ticket
         came late."""
         registry, call_sid = self._registry, webhook.call_sid
+        # A call of an order is not retried: its parameters are not known any more.
+        placed = await registry.get(f"plan:{call_sid}") is not None
+        outbound = placed or is_outbound(webhook)
+        if self._services.fallback.on:
+            return self._send_to_fallback(webhook, parameters, outbound=outbound)
         room = await registry.room()
         late = await registry.pop(f"{LATE_TICKET}:{call_sid}") is not None
         free = room and self._services.capacity.free
-        # A call of an order is not retried: its parameters are not known any more.
-        placed = await registry.get(f"plan:{call_sid}") is not None
         if (
             room
             and (late or not free)
@@ -343,7 +373,6 @@ class Webhooks:
         if free:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
             return self._respond(webhook, self._fallback_step(route), parameters)
-        outbound = placed or is_outbound(webhook)
         return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
 
     def _respond(
@@ -373,7 +402,7 @@ class Webhooks:
             case Then.HANG_UP:
                 return twiml.hang_up()
             case Then.RESUME:
-                return self._stream_document(webhook, parameters)
+                return self._stream_document(webhook, parameters, step=step)
             case Then.TRANSFER:
                 return twiml.transfer(
                     step.number,
@@ -425,11 +454,17 @@ class Webhooks:
         # The texts of Twilio, which contain no number.
         details = msgspec.structs.asdict(failed) if failed else {"status": dialled}
         shown = {key: text for key, text in details.items() if text}
-        log.info("transfer_ended", call_sid=call_sid, **shown)
+        level = logging.WARNING if failed else logging.INFO
+        log.log(level, "transfer_ended", call_sid=call_sid, **shown)
         stored = await registry.get(f"snapshot:{call_sid}")
         if failed is None or stored is None:
             await registry.delete(f"snapshot:{call_sid}")
             return _twiml(twiml.hang_up())
+        if self._services.fallback.on:
+            await registry.delete(f"snapshot:{call_sid}")
+            given = CallSnapshot.read(stored).parameters
+            outbound = is_outbound(webhook)
+            return self._send_to_fallback(webhook, given, outbound=outbound)
         if snapshot := formats.read(stored, CallSnapshot):
             snapshot = msgspec.structs.replace(
                 snapshot,

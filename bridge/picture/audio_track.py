@@ -92,14 +92,16 @@ class StreamTrack:
         ]
         return max(spoken, *played, 0.0)
 
-    @property
-    def silences(self) -> list[tuple[float, float]]:
-        """(begin, end) of the times without frames, by the stream's media clock."""
+    def silences(self, until_ms: float) -> list[tuple[float, float]]:
+        """(begin, end) of the times without frames, up to `until_ms`, by the stream's
+        media clock."""
         found, end_ms = [], 0.0
         for timestamp_ms, payload in self._frames:
             if timestamp_ms > end_ms + SILENCE_MS:
                 found.append((end_ms, float(timestamp_ms)))
             end_ms = timestamp_ms + g711.payload_bytes(payload) / g711.BYTES_PER_MS
+        if self._frames and until_ms > end_ms + SILENCE_MS:
+            found.append((end_ms, until_ms))
         return found
 
     def put_caller(self, track: bytearray, shift_ms: float) -> None:

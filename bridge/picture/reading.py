@@ -297,9 +297,9 @@ class _Reader:
             case "usage":
                 if last := next(reversed(self._responses.values()), None):
                     last.cost = float(note.data["cost"] or 0)
-            case "line_lost" | "model_lost":
+            case "stream_lost" | "model_lost":
                 self._view.gaps.append(Gap(note.name.removesuffix("_lost"), at))
-            case "line_back" | "model_back":
+            case "stream_back" | "model_back":
                 kind = note.name.removesuffix("_back")
                 for gap in self._view.gaps:
                     if gap.kind == kind and gap.end_ms is None:
@@ -340,7 +340,10 @@ class _Reader:
         ends.append(1000 * self._last_at - zero_ms if self._streams else 0.0)
         view.length_ms = max(ends)
         for stream, shift in zip(self._streams, shifts, strict=True):
-            view.silences += [(b + shift, e + shift) for b, e in stream.silences]
+            is_last = stream is self._streams[-1] and not self._line_is_lost
+            until_ms = view.length_ms - shift if is_last else 0.0
+            silences = stream.silences(until_ms)
+            view.silences += [(b + shift, e + shift) for b, e in silences]
         if view.has_audio:
             caller, agent = (bytearray(b"\xff") * int(view.length_ms * 8) for _ in "12")
             for stream, shift in zip(self._streams, shifts, strict=True):
@@ -348,6 +351,10 @@ class _Reader:
                 stream.put_heard(agent, shift)
             view.caller, view.agent = bytes(caller), bytes(agent)
         return view
+
+    @property
+    def _line_is_lost(self) -> bool:
+        return any(it.kind == "line" and it.end_ms is None for it in self._view.gaps)
 
     def _place_parts(self, shifts: list[float]) -> None:
         """Sets what was heard of each item, and makes parts of the bridge's sounds."""

@@ -1,6 +1,7 @@
 """The Prometheus metrics that operators rely on; the README lists them. Notes of calls
 update most of them."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import (
@@ -27,6 +28,7 @@ REFUSALS = (
     "ticket_used",
     "other_call",
     "token",
+    "fleet_message",
     "origin",
     "not_local",
 )
@@ -35,7 +37,7 @@ right to connect. (A limit, in HITS, stops a sender that has the right.)"""
 
 REDIS_KEYS = (
     *("call", "calls", "next", "store", "count", "members"),
-    *("instances", "era", "words", "other"),
+    *("instances", "era", "words", "requests", "other"),
 )
 """Kinds of keys in Redis (bridge/fleet/keys.py). "other": it is not known which."""
 
@@ -61,6 +63,7 @@ class Metrics:
         self._add_answers()
         self._add_continuations()
         self._add_errors()
+        self._add_records()
         self._add_fleet()
 
     def _add_calls(self) -> None:
@@ -133,7 +136,7 @@ class Metrics:
             "Calls that continued in a new stream, by the reason for the end of the "
             "earlier stream",
             "why",
-            ("line", "lost", "moved", "transfer"),
+            ("stream", "lost", "moved", "transfer"),
         )
 
     def _add_errors(self) -> None:
@@ -171,10 +174,38 @@ class Metrics:
             "full, or the reader of the pipe is gone or does not read",
         )
 
+    def _add_records(self) -> None:
+        self.records_free = self._gauge(
+            "bridge_records_disk_free_bytes",
+            "Free bytes of the disk of BRIDGE_RECORD_DIR; NaN without that folder",
+        )
+        self.records_used = self._gauge(
+            "bridge_records_bytes",
+            "Bytes of all files in BRIDGE_RECORD_DIR, once a minute; NaN without it",
+        )
+        for gauge in (self.records_free, self.records_used):
+            gauge.set(math.nan)  # 0 would mean: the disk is full
+        self.traces_lost = self._counter(
+            "bridge_traces_lost",
+            "Traces that were not written to their end, by the reason; their calls go "
+            "on",
+            "why",
+            ("disk_full", "slow", "size", "error"),
+        )
+
     def _add_fleet(self) -> None:
         self.draining = self._gauge(
             "bridge_draining",
             "1 while the instance drains: it accepts no new calls and will stop",
+        )
+        self.fallback_on = self._gauge(
+            "bridge_fallback_on",
+            "1 while the fallback is switched on: new callers are not connected to the "
+            "agent",
+        )
+        self.fallback_calls = self._counter(
+            "bridge_fallback_calls",
+            "Calls that were sent to the fallback because it is switched on",
         )
         self.instances_lost = self._counter(
             "bridge_instances_lost",
@@ -244,8 +275,8 @@ class Metrics:
                 self.unheard.inc(_number(data["bytes"]) / 8000)
             case "model_back":
                 self.reconnects.labels(data["why"]).inc()
-            case "line_back":
-                self.resumes.labels("line").inc()
+            case "stream_back":
+                self.resumes.labels("stream").inc()
             case "call_resumed":
                 self.resumes.labels(data["why"]).inc()
             case "limit_hit":

@@ -22,7 +22,14 @@ from bridge.core.conversation import Conversation
 from bridge.core.inputs import Input
 from bridge.core.limits import Bounds
 from bridge.privacy.redaction import KEYS, REMOVED, Redaction
-from bridge.telemetry.trace_file import DamagedFile, TraceFile, TraceWriter, lines_of
+from bridge.telemetry.trace_file import (
+    TOO_EARLY,
+    TOO_LARGE,
+    DamagedFile,
+    TraceFile,
+    TraceWriter,
+    lines_of,
+)
 
 TRACE_FORMAT = 3
 """The trace format of this version, and the only one that it replays."""
@@ -150,11 +157,11 @@ class Trace:
         self._early.append(text)
         self._early_bytes += len(text)
         if self._early_bytes > MAX_EARLY_BYTES:
-            self._give_up("too much before the start of the call")
+            self._give_up(TOO_EARLY)
 
     def _put(self, line: Line) -> None:
         if self._file and self._file.write(line) > MAX_BYTES:
-            self._give_up("larger than a call can be")
+            self._give_up(TOO_LARGE)
 
     def _give_up(self, why: str) -> None:
         self._early.clear()

@@ -9,6 +9,7 @@ written are bounded; a trace whose block does not fit is lost, and its call goes
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import sys
@@ -22,6 +23,7 @@ from typing import IO, Any, Self
 import msgspec
 import structlog
 
+from bridge.telemetry.disk_space import DiskSpace
 from bridge.telemetry.writer_thread import WriterThread
 
 if sys.version_info >= (3, 14):
@@ -47,6 +49,18 @@ WAIT_SECONDS = 5.0
 """Time for the disk to take what waits for it, at shutdown and before a deletion."""
 
 TOO_SLOW = "the disk does not keep up"
+NEARLY_FULL = "the disk is nearly full"
+TOO_LARGE = "larger than a call can be"
+TOO_EARLY = "too much before the start of the call"
+
+LOSSES = {
+    TOO_SLOW: "slow",
+    NEARLY_FULL: "disk_full",
+    os.strerror(errno.ENOSPC): "disk_full",
+    TOO_LARGE: "size",
+    TOO_EARLY: "size",
+}
+"""Why a trace was lost, in a word for a metric; other reasons are "error"."""
 
 
 class DamagedFile(ValueError):
@@ -81,8 +95,16 @@ class TraceWriter(WriterThread):
     """The thread that writes the traces of an instance. Use it as a context manager;
     at its end the traces of all calls that have ended are complete."""
 
-    def __init__(self, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self, queue_bytes: int = QUEUE_BYTES, disk: DiskSpace | None = None
+    ) -> None:
+        """`disk`: decides whether traces may be written."""
         super().__init__("traces", queue_bytes)
+        self._disk = disk
+
+    @property
+    def is_disk_nearly_full(self) -> bool:
+        return self._disk is not None and self._disk.is_nearly_full
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,7 +137,8 @@ class TraceFile:
     """The file of one trace, open until `close`. No method waits for the disk.
 
     `on_lost` is called once, with the reason, if the file cannot be written; it may be
-    called in the writer's thread.
+    called in the writer's thread. While the disk is nearly full nothing is written: a
+    file that was begun ends there, and a new one is not made.
     """
 
     def __init__(
@@ -131,7 +154,10 @@ class TraceFile:
         """Taken for ever by the first loss."""
         self._file: IO[bytes] | None = None
         """Used by the writer's thread alone."""
-        writer.add(partial(self._open, path))
+        if writer.is_disk_nearly_full:
+            self.lose(NEARLY_FULL)
+        else:
+            writer.add(partial(self._open, path))
 
     @property
     def lost(self) -> bool:
@@ -167,7 +193,9 @@ class TraceFile:
     def _hand_over(self) -> None:
         block, self._block = self._block, bytearray()
         self._size += len(block)
-        if not self._writer.add(partial(self._write, block), len(block)):
+        if self._writer.is_disk_nearly_full:
+            self.lose(NEARLY_FULL)
+        elif not self._writer.add(partial(self._write, block), len(block)):
             self.lose(TOO_SLOW)
 
     # --- in the writer's thread ---

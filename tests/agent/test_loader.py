@@ -285,7 +285,8 @@ async def test_a_function_must_return_an_agent(made: Any, call: LiveCall) -> Non
     async def later(call: LiveCall) -> Any:
         return made
 
-    told = f"the agent's function returned a {type(made).__name__}"
+    what = "nothing" if made is None else f"a {type(made).__name__}"
+    told = f"the agent's function returned {what}"
     for source in (lambda call: made, later):
         with pytest.raises(AgentNotLoaded, match=f"^{told}$"):
             await agent_for(source, call)

@@ -39,7 +39,7 @@ SIGNING = "whsec_" + "A" * 32
 
 MAIN_SID, SUB_SID = "AC" + "0" * 32, "AC" + "5" * 32
 REAL = {
-    "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
+    "BRIDGE_PUBLIC_URL": "https://bridge.example",
     "OPENAI_API_KEY": "sk-key",
     "TWILIO_AUTH_TOKEN": "0123456789abcdef" * 2,
 }
@@ -93,6 +93,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         BRIDGE_TRANSCRIPTION_MODEL="",
         BRIDGE_GREETING="",
         BRIDGE_WAITING_SOUND="Off",
+        BRIDGE_SLOW_TOOL_SECONDS="5.5",
         BRIDGE_MAX_CALLS="1",
         BRIDGE_DRAIN_SECONDS="1.5",
         BRIDGE_RECORD_DIR=str(tmp_path),
@@ -127,7 +128,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert (found.model, found.voice) == ("gpt-realtime-2.1-mini", "cedar")
     assert found.model_headers == {"api-key": "k:1", "X-Team": "phone"}
     assert (found.transcription_model, found.greeting) == ("", "")
-    assert found.waiting_sound == OFF
+    assert (found.waiting_sound, found.slow_tool_seconds) == (OFF, 5.5)
     assert (found.max_calls, found.drain_seconds) == (1, 1.5)
     assert found.record_dir == tmp_path
     assert (found.fallback_number, found.log_format) == ("+14155550100", "json")
@@ -161,7 +162,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
         {
             "BRIDGE_PORT": "eighty",
             "BRIDGE_MAX_CALLS": "0",
-            "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
+            "BRIDGE_PUBLIC_URL": "https://bridge.example",
             "BRIDGE_INSECURE": "1",
             "BRIDGE_AGENT": "{receptionist}",
             "BRIDGE_ROUTES": str(Path(__file__).parent),
@@ -490,15 +491,16 @@ def test_the_environment_overrides_the_env_file(tmp_path: Path) -> None:
     assert (found.port, found.max_calls, found.host) == (82, 7, "0.0.0.0")
 
 
-def test_a_wrong_value_in_the_env_file_is_reported_in_any_case(tmp_path: Path) -> None:
-    """pydantic-settings also reads BRIDGE_port from a file, and reports it as
-    `port`."""
+def test_a_name_in_lower_case_is_no_setting(tmp_path: Path) -> None:
+    """It sets nothing, and the report names its line and the setting."""
     env_file = tmp_path / ".env"
-    env_file.write_text("BRIDGE_port=eighty\n")
+    env_file.write_text("\nBRIDGE_port=eighty\n")
 
-    [mistake] = check({}, env_file)
+    [told] = [it for it in check({}, env_file) if it.name == "BRIDGE_port"]
 
-    assert mistake.name == "port" and mistake.fix.endswith("from 0 to 65535")
+    assert (told.level, told.fix) == ("warning", "did you mean BRIDGE_PORT?")
+    assert told.place == f"{env_file}:2"
+    assert load({}, env_file).port == 8080
 
 
 def test_each_wrong_network_is_reported() -> None:
@@ -563,7 +565,7 @@ def test_a_missing_signature_setting_is_an_error(name: str) -> None:
 
 def test_insecure_gives_a_warning() -> None:
     """A developer can start without an account, and reads what that means."""
-    found = serving_mistakes(settings(BRIDGE_INSECURE="yes", OPENAI_API_KEY="k"))
+    found = serving_mistakes(settings(BRIDGE_INSECURE="yes", OPENAI_API_KEY="sk-k"))
 
     assert levels(found) == {"BRIDGE_INSECURE": "warning"}
 
@@ -717,8 +719,10 @@ def test_check_reports_effective_settings_and_mistakes() -> None:
     broken = check({"BRIDGE_PORT": "x"}, env_file=None)
 
     assert {f.level for f in found} == {"ok", "warning"}
-    assert any("bridge.example.com" in f.text for f in found)
-    assert levels(broken) == {"BRIDGE_PORT": "error"}
+    assert any("https://bridge.example" in f.text for f in found)
+    assert {it.name for it in broken if it.level == "error"} == {
+        *("BRIDGE_PORT", "BRIDGE_PUBLIC_URL", "TWILIO_AUTH_TOKEN")
+    }
 
 
 # ----------------------------------------------------------------- limits and rotation
@@ -774,16 +778,20 @@ def test_a_limit_is_read(name: str, text: str, field: str, value: object) -> Non
         ("BRIDGE_OUTBOUND_PREFIXES", "+1,!!+1900", "no phone number begins with"),
         ("BRIDGE_TRUSTED_PROXIES", "10.0.0.0/8;::1", "not an address or network"),
         ("BRIDGE_TRUSTED_PROXIES", "balancer", "not an address or network"),
-        ("TWILIO_ACCOUNTS", "s3cr3t-without-sid", "part without a colon"),
-        ("TWILIO_ACCOUNTS", "s3cr3t: token", "without an account SID"),
+        ("TWILIO_ACCOUNTS", "s3cr3t-without-sid", "has no colon in entry 1"),
+        ("TWILIO_ACCOUNTS", "s3cr3t: token", "has no account SID in entry 1"),
         ("TWILIO_ACCOUNTS", f"{SUB_SID}:", "without its token"),
         ("TWILIO_ACCOUNTS", f"{SUB_SID}: s3cr3t,b,c", "more than two tokens"),
         ("TWILIO_ACCOUNTS", f"{SUB_SID}: s3cr3t x", "has a blank"),
         ("TWILIO_ACCOUNTS", f"{SUB_SID}: a; {SUB_SID}: s3cr3t", "an account twice"),
-        ("TWILIO_ACCOUNTS", f"{SUB_SID}: s3cr3t; {MAIN_SID}: s3cr3t", "the same token"),
+        (
+            "TWILIO_ACCOUNTS",
+            f"{SUB_SID}: s3cr3t; {MAIN_SID}: s3cr3t",
+            "a token of another account",
+        ),
         ("TWILIO_ACCOUNTS", '{"s3cr3t', "not a valid JSON object"),
         ("TWILIO_ACCOUNTS", f'{{"{SUB_SID}": 1}}', "without its token"),
-        ("TWILIO_SHARED_KEYS", "s3cr3t-without-id", "cannot be read"),
+        ("TWILIO_SHARED_KEYS", "s3cr3t-without-id", "has no colon"),
         ("TWILIO_SHARED_KEYS", "id:", "no key has"),
         ("TWILIO_SHARED_KEYS", "i.d: s3cr3t", "no key has"),
         ("BRIDGE_PRICES", "input_text=4", "lacks input_audio"),

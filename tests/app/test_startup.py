@@ -6,8 +6,7 @@ import pytest
 from agents import Agent, RunConfig, Runner
 from agents.realtime import RealtimeAgent
 
-from bridge.app.routes import RoutesError
-from bridge.app.settings import Settings, load
+from bridge.app.settings import Settings, SettingsError, load
 from bridge.app.startup import UserCode, load_user_code, start_services
 from bridge.core.rules import Prices
 from bridge.sim.text_model import TextModel
@@ -26,11 +25,11 @@ def test_when_full_fallback_without_a_number_is_a_mistake(tmp_path: Path) -> Non
     the route or in the settings is enough."""
     path = tmp_path / "routes.yaml"
     path.write_text(ROUTES)
-    with pytest.raises(RoutesError) as refused:
+    with pytest.raises(SettingsError) as refused:
         load_user_code(Settings(routes=path))
 
     [mistake] = refused.value.mistakes
-    assert mistake.startswith(f"{path}:5") and "`fallback`" in mistake
+    assert mistake.place == f"{path}:5" and "`fallback`" in mistake.fix
     assert load_user_code(Settings(routes=path, fallback_number=FALLBACK)).routes.routes
     path.write_text(f"{ROUTES}    fallback: '{FALLBACK}'\n")
     assert load_user_code(Settings(routes=path)).routes.routes
@@ -47,12 +46,12 @@ def test_a_cost_limit_without_prices_is_a_mistake(tmp_path: Path, limit: str) ->
     """The calls of a route without prices would not count towards the limit."""
     path = tmp_path / "routes.yaml"
     path.write_text(f"routes:\n  - name: paid{COST}  - name: free\n")
-    with pytest.raises(RoutesError) as refused:
+    with pytest.raises(SettingsError) as refused:
         load_user_code(Settings(routes=path, **{limit: 5}))
 
     mistakes = refused.value.mistakes
-    assert [it.partition(": ")[0] for it in mistakes] == [f"{path}:5", f"{path}:1"]
-    assert all("BRIDGE_PRICES" in it for it in mistakes)
+    assert [it.place for it in mistakes] == [f"{path}:5", f"{path}:1"]
+    assert all("BRIDGE_PRICES" in it.fix for it in mistakes)
     assert load_user_code(
         Settings(routes=path, prices=Prices(), **{limit: 5})
     ).routes.routes

@@ -30,7 +30,8 @@ from typer.testing import CliRunner
 
 from bridge.app.routes import ReportTarget, Route, Routes
 from bridge.app.settings import NAMES, Settings
-from bridge.cli.commands import _secrets, app
+from bridge.cli.commands import app
+from bridge.cli.secret_values import secrets_of
 from bridge.fleet import CallEntry, InstanceLoad
 from bridge.fleet.redis import redis_registry
 from bridge.sim import scenario
@@ -196,7 +197,7 @@ def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None
     told = bridge_here("check", folder=tmp_path)
     serve = bridge_here("serve", folder=tmp_path)
 
-    assert "error    BRIDGE_MODEL_CONNECT" in told.stdout
+    assert re.search(r"error\s+BRIDGE_MODEL_CONNECT", told.stdout)
     assert (told.exit_code, serve.exit_code) == (1, 1)
     assert "BRIDGE_MODEL_CONNECT" in serve.stderr and "agent" not in serve.stderr
 
@@ -510,7 +511,7 @@ def test_every_secret_of_the_configuration_is_hidden_in_the_log() -> None:
     where = ReportTarget(url="https://b.example/hook?token=of-a-route")
     routes = Routes(routes=(Route(name="a", report=where),))
 
-    secrets = _secrets(conf, routes)
+    secrets = secrets_of(conf, routes)
 
     assert {
         "api-token",

@@ -88,6 +88,19 @@ def test_the_bridge_can_be_scaled() -> None:
     assert interpolated(replicas, BRIDGES="4") == "4", "the next `up` cuts callers off"
 
 
+def test_the_balancer_gets_its_limits_from_env() -> None:
+    """A limit that is set in .env holds; unset, haproxy.cfg's default does."""
+    config = (ROOT / "deploy" / "haproxy.cfg").read_text("utf-8")
+    limits = dict(re.findall(r"\$\{(BALANCER_[A-Z]+)-(\d+)\}", config))
+    environ = SERVICES["balancer"]["environment"]
+
+    assert {"BALANCER_CONNECTIONS", "BALANCER_ERRORS", "BALANCER_MAXCONN"} < set(limits)
+    for name, default in limits.items():
+        assert interpolated(environ[name], **{name: "7"}) == "7"
+        # A fleet of compose may be twice as large during a deploy (above).
+        assert name == "BALANCER_SLOTS" or interpolated(environ[name]) == default
+
+
 def test_a_deploy_lets_calls_finish() -> None:
     """A deploy does not cut off a caller in the middle of a sentence."""
     grace = re.fullmatch(r"(\d+)s", BRIDGE["stop_grace_period"])

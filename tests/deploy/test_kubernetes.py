@@ -65,14 +65,22 @@ def test_the_kustomization_names_all_files() -> None:
 
 
 def test_the_settings_exist_and_serve_twilio() -> None:
-    """The pods start when the placeholder is filled in: every variable is a setting of
-    the bridge, and none is wrong or missing."""
-    given = {**LITERALS, **SECRETS["bridge"], "TWILIO_AUTH_TOKEN": "0" * 32}
+    """The pods start when the placeholders are filled in, and not before: every
+    variable is a setting of the bridge, and none is wrong or missing."""
+    given = {**LITERALS, **SECRETS["bridge"]}
     for it in CONTAINER["env"]:
         given[it["name"]] = it.get("value") or of_a_secret(it)
+    filled_in = {
+        "TWILIO_AUTH_TOKEN": "0" * 32,
+        "OPENAI_API_KEY": "sk-0123",
+        "BRIDGE_PUBLIC_URL": "https://phone.test",
+        "BRIDGE_REDIS_URL": "redis://:0123@redis:6379/0",
+    }
 
     assert set(given) <= NAMES
-    assert serving_mistakes(load(given, env_file=None)) == []
+    left = serving_mistakes(load(given, env_file=None))
+    assert {it.name for it in left if it.level == "error"} == set(filled_in)
+    assert serving_mistakes(load({**given, **filled_in}, env_file=None)) == []
 
 
 def of_a_secret(variable: dict[str, Any]) -> str:
@@ -146,18 +154,22 @@ def test_only_needed_connections_to_pods_are_allowed() -> None:
         ("ingress-nginx", "http"),
         ("monitoring", "stats"),
     }
-    assert allowed_to("bridge") == {("balancer", "http"), ("monitoring", "http")}
+    assert allowed_to("bridge") == {
+        (source, "http") for source in ("balancer", "bridge", "monitoring")
+    }
     assert allowed_to("redis") == {("bridge", "redis")}
 
 
 def test_only_needed_connections_from_pods_are_allowed() -> None:
     """Redis connects to nothing, the balancer only to bridges, the bridges only to
-    Redis and to the internet; both may ask the DNS of the cluster."""
+    Redis, to each other (for events) and to the internet; both may ask the DNS of the
+    cluster."""
     assert "egress" not in policy("redis")
     to_bridges, names = policy("balancer")["egress"]
     (bridges,) = to_bridges["to"]
     assert bridges["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "bridge"}
-    to_redis, same_names, outside = policy("bridge")["egress"]
+    to_redis, to_each_other, same_names, outside = policy("bridge")["egress"]
+    assert to_each_other == to_bridges
     (redis,) = to_redis["to"]
     assert redis["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "redis"}
     assert [it["port"] for it in to_redis["ports"]] == ["redis"]
