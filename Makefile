@@ -38,7 +38,7 @@ demo: setup  ## place a call offline: fake Twilio, fake model, the real bridge
 # Bytecode is always written: without bytecode, each worker compiles all modules.
 LOOP ?= asyncio
 test: setup  ## run the tests (LOOP=uvloop: on uvloop; tests of the edges run on both loops)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 8 --dist worksteal \
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal \
 		--event-loop $(LOOP)
 
 test-again: setup  ## run the tests that failed in the last `make test` again, one at a time

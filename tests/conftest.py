@@ -1,7 +1,8 @@
 """Makes the suite fast when several workers run it; it changes no test.
 
-Calls run in real time, so workers mostly wait, and there are more workers than cores.
-What each worker does before its first test costs once per worker, except the imports of
+The time of most calls is simulated (tests/support/simulated_time.py), so workers mostly
+compute. Tests with processes wait, so there are more workers than cores. What each
+worker does before its first test costs once per worker, except the imports of
 tests/support/forked.py.
 """
 
@@ -16,6 +17,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support import simulated_time
+
+simulated_time.install()  # before any module imports `monotonic`
+
 pytest_plugins = [
     "tests.support.forked",
     "tests.support.loops",
@@ -27,8 +32,12 @@ ROOT = Path(__file__).parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1 ...
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
-LONG = ("test_serve_", "test_demo", "e2e/", "test_examples", "agent/", "sim/")
-"""Parts of the ids of tests whose calls take seconds, the longest first."""
+LONG = (
+    *("test_serve_", "test_loop_held", "test_output", "deploy/test_fleet"),
+    *("sim/test_load", "test_capacity", "test_attacks_round3", "test_demo"),
+    *("test_examples", "fleet/", "deploy/"),
+)
+"""Parts of the ids of tests that wait for real time, the longest first."""
 
 # Garbage collection took a fifth of the time of imports and collection, although what
 # they create is never garbage.

@@ -59,7 +59,7 @@ def audit(folder: Path, url: str, *options: str) -> subprocess.CompletedProcess[
         env={**os.environ, "PATH": path, "OSV_URL": url},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
         check=False,
     )
 

@@ -33,7 +33,7 @@ def renew(docker: Path, *files: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PATH": f"{docker}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=200,
         check=False,
     )
 

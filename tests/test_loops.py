@@ -23,6 +23,7 @@ markers =
 TESTS = """
 import asyncio
 import pytest
+import uvloop
 
 @pytest.fixture
 async def of_fixture():
@@ -31,7 +32,8 @@ async def of_fixture():
 def tell(name, of_fixture):
     running = type(asyncio.get_running_loop())
     assert running is of_fixture
-    print(f"\\n{name} on {running.__module__.partition('.')[0]}.")
+    kind = "uvloop" if issubclass(running, uvloop.Loop) else "asyncio"
+    print(f"\\n{name} on {kind}.")
 
 @pytest.mark.both_loops
 async def test_edge(of_fixture):
@@ -62,7 +64,7 @@ def test_a_test_of_an_edge_runs_on_both_loops(
         env={**clean, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
         check=False,
     )
 

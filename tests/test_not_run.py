@@ -52,7 +52,7 @@ def run(folder: Path, tests: str, *words: str) -> subprocess.CompletedProcess[st
         env={**clean, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=200,
         check=False,
     )
 

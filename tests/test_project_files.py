@@ -304,7 +304,7 @@ def run_make(
         env=kept | environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=200,
         check=False,
     )
 

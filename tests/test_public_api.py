@@ -62,7 +62,7 @@ def test_the_sdk_is_not_imported_before_it_is_needed(module: str) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     assert done.stdout == "False\n"
 

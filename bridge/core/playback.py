@@ -235,6 +235,8 @@ class Playback:
         self.round_trip = math.inf
         """The shortest round trip of a mark seen so far, in seconds."""
         self._marks: deque[SentMark] = deque(maxlen=MAX_PENDING_MARKS)
+        self._fences = 0
+        """Fences that have not come back. (More, if one was dropped from `_marks`.)"""
         self._spans: deque[Span] = deque()
         self._tallies: dict[Key, Tally] = {}
         self._origin: Window | None = None
@@ -285,6 +287,7 @@ class Playback:
         """The mark to send right behind a `clear`: its echo dates the clear."""
         name = self._new_mark(now, starts=True)
         self._marks[-1].fence = True
+        self._fences += 1
         self._queue_ends = now
         return name
 
@@ -296,7 +299,8 @@ class Playback:
         if all(mark.name != name for mark in self._marks):
             return None
         while (mark := self._marks.popleft()).name != name:
-            pass
+            self._fences -= mark.fence
+        self._fences -= mark.fence
         moment = self.clock.read(now)
         if mark.starts or mark.fence:
             if moment.is_wide:
@@ -307,7 +311,7 @@ class Playback:
                 self.round_trip = min(self.round_trip, now - mark.sent_at)
         if mark.fence:
             self._settle_clear(mark, moment)
-        elif self._may_be_flushed(moment):
+        elif self._fences and self._may_be_flushed(moment):
             self._undecided.append((mark, moment))
         elif mark.position >= self.played:
             self._was_played(mark, moment)

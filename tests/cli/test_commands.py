@@ -64,7 +64,7 @@ COMMANDS = [
 
 
 def bridge(
-    *words: str, folder: Path, timeout: float = 50, **environ: str
+    *words: str, folder: Path, timeout: float = 200, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `bridge ...` in a process, with these variables and no other BRIDGE_
     ones."""
@@ -308,7 +308,7 @@ def test_a_simulated_call_says_what_to_correct(tmp_path: Path) -> None:
 
 
 def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
-    for _ in range(450):
+    for _ in range(2000):
         assert process.poll() is None, process.stderr and process.stderr.read()
         try:
             with urllib.request.urlopen(url, timeout=1):
@@ -329,11 +329,11 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     more = {"BRIDGE_LOG": "json", "BRIDGE_PRINT_CALLS": "on", **account}
     with serving(tmp_path, BRIDGE_INSECURE="1", **more) as (url, process):
         words = ("sim", "call", f"{url}/voice", "--show")
-        done = bridge(*words, folder=tmp_path, timeout=60, **account)
+        done = bridge_here(*words, folder=tmp_path, **account)
         process.send_signal(signal.SIGTERM)
-        page, log = process.communicate(timeout=10)
+        page, log = process.communicate(timeout=60)
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert re.search(
         r"ended by the caller: \d+\.\d s of\s+the agent heard", done.stdout
     )
@@ -381,7 +381,7 @@ def test_serve_with_all_secrets_in_files(tmp_path: Path) -> None:
                 )
                 record = await caller.call(scenario.SHORT_TALK.script())
                 process.send_signal(signal.SIGTERM)
-                _, log = process.communicate(timeout=10)
+                _, log = process.communicate(timeout=60)
         return record, log, model
 
     record, log, model = asyncio.run(place_call())

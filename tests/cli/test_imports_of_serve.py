@@ -43,7 +43,7 @@ def test_a_bridge_imports_only_what_its_settings_need(
     }
     with serving(tmp_path, **environ) as (_, process):
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
     modules = json.loads((tmp_path / "modules").read_text())
     assert OPTIONAL & set(modules) == wanted

@@ -133,6 +133,8 @@ def test_what_comes_most_makes_no_deadline_earlier() -> None:
     assert phone.talk.keeps_deadline
     phone.words("and")
     assert phone.talk.keeps_deadline
+    phone.echo("m1")
+    assert phone.talk.keeps_deadline, "more of the speech is queued"
     phone.barges_in()
     assert not phone.talk.keeps_deadline
     phone.says(200)

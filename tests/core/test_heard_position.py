@@ -342,7 +342,7 @@ class World(RuleBasedStateMachine):
 
 
 SEARCH = settings(
-    max_examples=int(os.environ.get("HEARD_POSITION_EXAMPLES", "80")),
+    max_examples=int(os.environ.get("HEARD_POSITION_EXAMPLES", "50")),
     stateful_step_count=40,
     deadline=None,
     # The same examples each time: a rare find is for those who search for it

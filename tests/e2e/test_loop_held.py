@@ -38,7 +38,7 @@ async def starts(number: str) -> str:
 
 @function_tool
 async def computes(number: str) -> str:
-    sum(range(40_000_000))    # in C, which keeps the interpreter's lock
+    sum(range(20_000_000))    # in C, which keeps the interpreter's lock
     return "found"
 
 @function_tool
@@ -89,15 +89,15 @@ class Bridge:
     async def call(self) -> str:
         """Places a call, in which the tools run; gives its SID."""
         script = [steps.ListenStep(quiet_seconds=0.4, timeout=40), steps.HangUpStep()]
-        async with asyncio.timeout(80):
+        async with asyncio.timeout(200):
             record = await Caller(webhook_url=f"{self.served.url}/voice").call(script)
         assert record.heard and record.ended_by == "caller", record.error
         return record.call_sid
 
-    async def late(self) -> float:
-        """How often the loop was found to be more than 0.1 s late."""
+    async def late(self, seconds: str = "0.1") -> float:
+        """How often the loop was found to be later than that."""
         name = "bridge_loop_lag_seconds"
-        in_time = await self.served.metric(f'{name}_bucket{{le="0.1"}}')
+        in_time = await self.served.metric(f'{name}_bucket{{le="{seconds}"}}')
         return await self.served.metric(f"{name}_count") - in_time
 
 
@@ -133,7 +133,7 @@ async def test_the_log_names_what_holds_the_event_loop(
         # On a machine with too much to do, a hold may be blamed on the machine, and a
         # short one may be missed.
         while not wanted <= set(bridge.held()):
-            assert len(sids) < 8, bridge.held()
+            assert len(sids) < 20, bridge.held()
             sids.add(await bridge.call())
         late = await bridge.late()
         assert await bridge.served.stop() == 0
@@ -161,8 +161,11 @@ async def test_a_suspended_process_blames_no_tool(tmp_path: Path) -> None:
         bridge.served.process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(1.5)
         bridge.served.process.send_signal(signal.SIGCONT)
-        await until(lambda: any(it["seconds"] > 1 for it in bridge.lines("loop_held")))
+        # On a busy machine the line of this hold may be missing: the host had its line
+        # already, for the next minute.
+        await until(lambda: bridge.late("1.0"), what="the metric")
+        await until(lambda: "host" in bridge.held(), what="the line")
 
     held = bridge.lines("loop_held", "loop_still_held")
-    assert {it["by"] for it in held if it["seconds"] > 1} == {"host"}
+    assert {it["by"] for it in held if it["seconds"] > 1} <= {"host"}
     assert not [it for it in held if "tool" in it]

@@ -29,7 +29,7 @@ from bridge.sim.twilio.record import CallRecord
 from tests.support.waiting import until
 
 PIPE_BYTES = 4096
-CALL_SECONDS = 30.0
+CALL_SECONDS = 120.0
 AGENT = """
 from agents.realtime import RealtimeAgent
 
@@ -64,7 +64,7 @@ class Served:
 
     async def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await asyncio.to_thread(self.process.wait)
 
 
@@ -104,7 +104,7 @@ async def serving(
 
 
 async def ready(served: Served) -> None:
-    async with aiohttp.ClientSession() as http, asyncio.timeout(60):
+    async with aiohttp.ClientSession() as http, asyncio.timeout(200):
         while True:
             assert served.process.poll() is None
             with contextlib.suppress(aiohttp.ClientError):
@@ -245,7 +245,7 @@ def test_the_last_lines_of_a_crash_are_written(tmp_path: Path) -> None:
             cwd=tmp_path,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=200,
         )
 
     assert done.returncode == 1

@@ -25,7 +25,7 @@ QUICK = Timing(
     beat=0.1, instance=0.5, lease=0.8, limit=0.5, probe=0.03, wait=2.0, settle=0.2
 )
 FREE = InstanceLoad(2, 0)
-SOON_SECONDS = 5.0
+SOON_SECONDS = 60.0
 """Timeout of a condition on a busy machine."""
 
 
@@ -290,7 +290,7 @@ async def test_a_late_beat_after_an_outage(server: RedisServer) -> None:
     that is back does not report the others as lost."""
 
     def beat(who: str) -> dict[bytes, bytes]:
-        arguments = (who, "{}", 1000, "era")
+        arguments = (who, "{}", 2000, "era")
         told, *ignored = server.client.eval(
             keys.BEAT.text, 2, keys.INSTANCES, keys.ERA, *arguments
         )
@@ -298,15 +298,15 @@ async def test_a_late_beat_after_an_outage(server: RedisServer) -> None:
         return dict(zip(told[2::2], told[3::2], strict=True))
 
     beat("one")
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.8)
     beat("other")
-    await asyncio.sleep(0.7)  # the beat of the other one has not expired yet
+    await asyncio.sleep(1.4)  # the beat of the other one has not expired yet
 
     assert beat("other").get(b"one") is None
     beat("one")
-    await asyncio.sleep(0.9)
+    await asyncio.sleep(1.8)
     beat("other")
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.4)
     assert beat("other")[b"one"] == b"", "a dead instance is not reported lost"
 
 
@@ -334,7 +334,9 @@ async def test_redis_is_away_for_a_while(server: RedisServer) -> None:
             assert await streams(a.registry) == ["MZ1", "MZ3"]
             assert await a.registry.get("snapshot:CA1") == b"199"
             assert await a.registry.room() and not await a.registry.others()
-            assert monotonic() - began < 1.0, "requests wait for a Redis that is away"
+            assert monotonic() - began < QUICK.wait, (
+                "requests wait for a Redis that is away"
+            )
 
             server.start()
             await soon(lambda: a.up[-1] and b.up[-1], "Redis is not back")
@@ -428,34 +430,36 @@ async def test_a_request_during_a_restart_of_redis(
 async def test_requests_while_redis_is_away_are_answered(server: RedisServer) -> None:
     """Twilio gets an answer from an instance that does not know the call: some seconds
     after the loss of Redis, and later at once."""
-    pace = replace(QUICK, wait=0.4)
+    pace = replace(QUICK, wait=1.0)
     async with instance(server.url, pace=pace) as a:
         server.stop()
-        began = monotonic()
-        assert await a.registry.next_step("CA1") is None
-        assert monotonic() - began < 1.5
+        async with asyncio.timeout(SOON_SECONDS):
+            assert await a.registry.next_step("CA1") is None
         began = monotonic()
         assert await a.registry.get("plan:CA1") is None
         assert await a.registry.pop("plan:CA1") is None
-        assert monotonic() - began < 0.1
+        assert monotonic() - began < pace.wait
 
 
 async def test_redis_hangs(server: RedisServer) -> None:
-    """The first request waits half a second, the next ones do not. A value that was
-    being popped when Redis froze is not lost."""
-    async with pair(server) as (a, b):
+    """The first request waits a second, the next ones do not. A value that was being
+    popped when Redis froze is not lost."""
+    pace = replace(QUICK, limit=1.0)
+    async with (
+        instance(server.url, pace=pace) as a,
+        instance(server.url, pace=pace) as b,
+    ):
         await a.registry.put("snapshot:CA1", b"said", 60.0)
         server.freeze()
         try:
             async with asyncio.TaskGroup() as tasks:
                 taken = tasks.create_task(b.registry.pop("snapshot:CA1"))
-                began = monotonic()
-                await a.registry.opened(entry("1"))
-                assert monotonic() - began < 1.5
+                async with asyncio.timeout(SOON_SECONDS):
+                    await a.registry.opened(entry("1"))
                 began = monotonic()
                 await a.registry.opened(entry("2"))
                 await a.registry.closed(entry("2"), HANG_UP)
-                assert monotonic() - began < 0.2
+                assert monotonic() - began < pace.limit
                 await soon(lambda: b.up == [True, False], "the loss is not noticed")
                 server.thaw()
         finally:
@@ -490,9 +494,7 @@ async def test_redis_is_not_there_at_the_start(server: RedisServer) -> None:
     """A bridge takes calls all the same, and shares them when Redis is there."""
     server.stop()
     with capture_logs() as lines:
-        began = monotonic()
-        async with instance(server.url) as a:
-            assert monotonic() - began < 1.5
+        async with asyncio.timeout(SOON_SECONDS), instance(server.url) as a:
             await a.registry.opened(entry())
             assert await streams(a.registry) == ["MZ1"]
             await asyncio.sleep(0.2)

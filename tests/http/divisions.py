@@ -224,6 +224,12 @@ class Divisions:
         self._ends = {
             it.end(): it[0] for it in webhook_fields._FIELD.finditer(self._text)
         }
+        self._stops = [
+            min((it for it in self._ends if it > place), default=len(self._text) + 1)
+            for place in range(len(self._text) + 1)
+        ]
+        """For each position: the next one at which a field must end."""
+        self._names_at = [self._names_from(it) for it in range(len(self._text))] + [[]]
         self._known = {*FORMS, "Caller", "Called", "ApplicationSid"}
         self.visited = 0
 
@@ -258,16 +264,10 @@ class Divisions:
         self, place: int, last: str, known: Mapping[str, str]
     ) -> Iterator[tuple[str, Sequence[int]]]:
         """The names of the fields that may begin here, and the ends of each."""
-        text, size = self._text, len(self._text)
-        stop = min((it for it in self._ends if it > place), default=size + 1)
+        text, size, stop = self._text, len(self._text), self._stops[place]
         form = MultiDict(known)
         shortest = False
-        for end in range(place + 1, min(size, stop) + 1):
-            name = text[place:end]
-            if not webhook_fields.NAME.fullmatch(name):
-                if not name.startswith("SipHeader_"[: len(name)]):
-                    return
-                continue
+        for name, end in self._names_at[place]:
             if name <= last or name in known:
                 continue
             if name in FORMS or end == stop:
@@ -285,6 +285,17 @@ class Divisions:
                 shortest = shortest or name not in self._known
                 yield name, range(end, min(stop, size + 1))
 
+    def _names_from(self, place: int) -> list[tuple[str, int]]:
+        """The names that may begin here, and their ends."""
+        found = []
+        for end in range(place + 1, min(len(self._text), self._stops[place]) + 1):
+            name = self._text[place:end]
+            if webhook_fields.NAME.fullmatch(name):
+                found.append((name, end))
+            elif not name.startswith("SipHeader_"[: len(name)]):
+                break
+        return found
+
     def _value_ends(self, name: str, start: int, stop: int) -> Iterator[int]:
         if start == stop:
             field = self._ends[start]
@@ -293,9 +304,7 @@ class Divisions:
                 return
             if name != field and field not in ("From", "To"):
                 return
-            stop = min(
-                (it for it in self._ends if it > start), default=len(self._text) + 1
-            )
+            stop = self._stops[start]
         yield from range(start, min(stop, len(self._text) + 1))
 
 

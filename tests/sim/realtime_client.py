@@ -19,6 +19,7 @@ from bridge.sim.model import (
     ModelSession,
 )
 from bridge.sim.voice import CALLER_VOICE, speak
+from tests.support.waiting import until
 
 Event = dict[str, Any]
 SERVER_EVENTS: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -54,7 +55,7 @@ class Client:
         await self.socket.send(json.dumps(event))
 
     async def next(self) -> Event:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             event: Event = json.loads(await self.socket.recv())
         SERVER_EVENTS.validate_python(event)
         assert event["event_id"]
@@ -125,6 +126,4 @@ def speech(text: str = "Hello, is anybody there?") -> bytes:
 
 async def until_active(server: ModelServer, count: int) -> None:
     """Wait until the server has `count` sessions."""
-    async with asyncio.timeout(2):
-        while server.active > count:  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.01)
+    await until(lambda: server.active <= count)

@@ -50,7 +50,7 @@ class TinyBridgeStream:
         """Wait for `count` messages of this kind."""
         while len(self.messages(event)) < count:
             self.arrived.clear()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await self.arrived.wait()
 
     async def media(self, audio: bytes) -> None:

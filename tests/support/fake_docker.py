@@ -6,7 +6,8 @@ to nothing, because one deploy starts docker about 30 times.
 The state: `containers`, `tags` (image name -> ID), `replicas`, `slots`, `env`, the
 `calls` that were made, and faults: `fail` (commands that begin with one of these fail),
 `new_state`, `new_health`, `check_fails`, `status` and `registry_up` of every bridge,
-`exit_code` of a stopped bridge, `slow` (command -> seconds that it takes).
+`exit_code` of a stopped bridge, `slow` (commands that begin with one of these take
+until it is removed).
 """
 
 import json
@@ -95,10 +96,9 @@ class FakeDocker(ThreadingTCPServer):
         command = " ".join(words)
         with self._lock:
             self._state["calls"].append(words)
-            slow = self._state.get("slow", {})
-        seconds = sum(slow[begins] for begins in slow if command.startswith(begins))
-        if seconds and _gone(client, seconds):
-            return Answer(code=1)
+        while any(command.startswith(begins) for begins in self.state.get("slow", [])):
+            if _gone(client, 0.05):
+                return Answer(code=1)
         while words[0] == "wait" and self._some_run(words):
             if _gone(client, 0.1):
                 return Answer(code=1)

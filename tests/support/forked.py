@@ -25,6 +25,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import simulated_time
+
 PACKAGES = (
     *("agents.realtime", "aiohttp", "jsonschema", "mcp.server.mcpserver", "numpy"),
     *("openai", "prometheus_client", "pydantic_settings", "redis.asyncio", "rich"),
@@ -100,6 +102,7 @@ def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
 
 def main(address: str) -> None:
     gc.disable()
+    simulated_time.install()
     # Prevents what tests/conftest.py says.
     sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     for name in (*PACKAGES, *PLUGINS):

@@ -1,6 +1,7 @@
 """Waiting for something that no event announces."""
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from time import monotonic
 
@@ -8,11 +9,14 @@ POLL_SECONDS = 0.005
 
 
 async def until(
-    happened: Callable[[], object], seconds: float = 20.0, what: str = "it"
+    happened: Callable[[], object], seconds: float = 60.0, what: str = "it"
 ) -> None:
-    """Waits until `happened` returns a true value. Fails after `seconds`, and says
-    `what` did not happen."""
+    """Waits until `happened`, a plain or an async function, returns a true value. Fails
+    after `seconds`, and says `what` did not happen."""
     limit = monotonic() + seconds
-    while not happened():
+    while True:
+        it = happened()
+        if await it if inspect.isawaitable(it) else it:
+            return
         assert monotonic() < limit, f"{what} did not happen within {seconds:g} s"
         await asyncio.sleep(POLL_SECONDS)

@@ -91,7 +91,7 @@ log.log_crashes()
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
 
 

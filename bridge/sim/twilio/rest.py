@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -174,7 +174,7 @@ class TwilioRest:
             sid="CA" + secrets.token_hex(16),
             asked=asked,
             events=events or ["completed"],
-            created_at=datetime.now(UTC),
+            created_at=_now(),
         )
         self.calls[call.sid] = call
         for work in (self._run_call(call), self._post_callbacks(call)):
@@ -265,7 +265,7 @@ class TwilioRest:
             "api_version": API[1:],
             "caller_name": None,
             "date_created": _rfc2822(call.created_at),
-            "date_updated": _rfc2822(datetime.now(UTC)),
+            "date_updated": _rfc2822(_now()),
             "direction": "outbound-api",
             "duration": None if ended is None else str(round(call.talked_seconds)),
             "end_time": _rfc2822(ended),
@@ -294,7 +294,7 @@ class TwilioRest:
         """Run the call from the queue to its end."""
         if await _happens_within(self._queued_seconds, call.canceled):
             # Twilio: "Cancelling while queued fires no callback."
-            call.status, call.ended_at = "canceled", datetime.now(UTC)
+            call.status, call.ended_at = "canceled", _now()
         else:
             callee = self.callees.get(call.asked["To"], self.callee)
             self._set_status(call, "initiated")
@@ -302,7 +302,7 @@ class TwilioRest:
             if status is None:
                 assert not isinstance(callee, Unreached)
                 status = await self._answered_call(call, callee)
-            call.ended_at = datetime.now(UTC)
+            call.ended_at = _now()
             self._set_status(call, status, "completed")
         call.pending_callbacks.put_nowait(None)
 
@@ -323,7 +323,7 @@ class TwilioRest:
 
     async def _answered_call(self, call: FakeCall, callee: Answers | Machine) -> Status:
         """Run the call from the answer until one side hangs up."""
-        call.answered_at = datetime.now(UTC)
+        call.answered_at = _now()
         self._set_status(call, "in-progress", "answered")
         # Twilio: SendDigits disables the machine detection.
         digits = "SendDigits" in call.asked
@@ -453,6 +453,10 @@ async def _happens_within(seconds: float, event: asyncio.Event) -> bool:
             return await event.wait()
     except TimeoutError:
         return False
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(time(), UTC)
 
 
 def _rfc2822(at: datetime | None) -> str | None:
