@@ -322,7 +322,7 @@ def export(file: "EnvFile", *, own: bool = True) -> None:
     the settings of the bridge. Call it before user code, and the SDK, are imported."""
     for name, value in file.values.items():
         of_bridge = name in NAMES or name.startswith("BRIDGE_")
-        if own or not of_bridge:
+        if name not in file.bare and (own or not of_bridge):
             os.environ.setdefault(name, value)
 
 
