@@ -113,6 +113,9 @@ class Transfer:
     accept: bool = False
     """The person must press 1, else the caller comes back to the agent: a mailbox that
     answers takes no call. `whisper` then names the key; empty: a default text."""
+    warm: bool = False
+    """The person is called while the caller goes on talking with the agent. Needs
+    credentials of Twilio's REST API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +147,9 @@ class CallControl(Protocol):
     async def hang_up(self) -> bool:
         """Waits like `heard`, then ends the call. False: interrupted, call goes on."""
 
-    async def transfer(self, transfer: Transfer) -> bool:
-        """Waits like `heard`, then transfers. False: interrupted, call goes on."""
+    async def transfer(self, transfer: Transfer, summary: str) -> bool:
+        """Waits like `heard`, then transfers. False: interrupted, call goes on. A warm
+        transfer begins at once; `summary` is said to the person of it."""
 
     async def send_digits(self, digits: str) -> bool:
         """Waits like `heard`, plays the tones, waits until they were heard."""
@@ -338,12 +342,18 @@ class LiveCall:
         digits: str = "",
         whisper: str = "",
         accept: bool = False,
+        warm: bool = False,
+        summary: str = "",
     ) -> bool:
         """Transfers the caller to `number` (E.164, or a SIP URI that the route or
         `transfers` names) once all agent speech was heard. The rest: see Transfer.
 
         If the target does not answer, the caller returns to the agent and the agent
         is told. False: the caller spoke first, so the call goes on.
+
+        With `warm`, returns True when the phone rings. The caller stays with the agent
+        until the person has answered (`accept`: has pressed 1), or the agent is told
+        why nobody has. `summary` is what the person hears first, before `whisper`.
 
         NotAllowed: the number is in neither the route nor `transfers`, and
         BRIDGE_TRANSFER_PREFIXES does not allow it; or `caller_id` is not one of the
@@ -371,8 +381,9 @@ class LiveCall:
             digits=digits,
             whisper=whisper,
             accept=accept,
+            warm=warm,
         )
-        return await self._control.transfer(target)
+        return await self._control.transfer(target, _encodable(summary))
 
     async def send_digits(self, digits: str) -> bool:
         """Plays DTMF tones (0-9 * # A-D; `w` pauses half a second) once all agent

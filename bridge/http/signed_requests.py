@@ -17,6 +17,7 @@ from twilio.request_validator import (  # type: ignore[import-untyped]
 import twiml
 from bridge.app.services import Services
 from bridge.app.settings import Settings
+from bridge.app.warm_calls import OF_CALL
 from bridge.fleet.ignored import Ignored
 from bridge.fleet.plan import PLAN_SECONDS
 from bridge.http.attempts import take_attempt
@@ -33,7 +34,7 @@ from bridge.http.webhook_fields import (
     misdivided,
     read_body,
 )
-from bridge.http.webhook_urls import BY_GET, DIALLED, OF_CALL, ONCE, url
+from bridge.http.webhook_urls import BY_GET, DIALLED, ONCE, url
 
 log = structlog.get_logger()
 
@@ -44,7 +45,15 @@ would hear nothing."""
 DOCUMENTS = frozenset({"/voice", "/voice/next"})
 """Paths whose answer says what a caller hears."""
 
-SCREENS = frozenset({"/voice/whisper", "/voice/accept"})
+SCREENS = frozenset(
+    {
+        "/voice/whisper",
+        "/voice/accept",
+        "/voice/warm",
+        "/voice/warm/answer",
+        "/warm-status",
+    }
+)
 """Paths whose query names a call, besides the one of the webhook."""
 
 _ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", re.ASCII)

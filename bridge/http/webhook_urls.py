@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from urllib.parse import urlencode
 
+from bridge.app.warm_calls import OF_CALL
 from bridge.http.webhook_fields import Webhook
 
 DIALLED = "dialled"
@@ -20,9 +21,6 @@ signs the URL, so no two requests have the same signature (repeated_webhooks.py)
 
 BY_GET = "by_get"
 """Query parameter of a URL that Twilio is told to POST to after it came by GET."""
-
-OF_CALL = "call"
-"""Query parameter of `/voice/whisper` and `/voice/accept`: the caller's call."""
 
 _NO_QUERY: Mapping[str, str] = MappingProxyType({})
 
@@ -46,10 +44,10 @@ def url(
     return f"{webhook.origin}{path}?{urlencode(pairs)}"
 
 
-def screen_url(webhook: Webhook, path: str) -> str:
+def screen_url(webhook: Webhook, path: str, **query: str) -> str:
     """A new URL for the leg of the person who answers a transfer."""
     call_sid = webhook.query.get(OF_CALL, webhook.call_sid)
-    return url(webhook, f"/voice/{path}", {OF_CALL: call_sid})
+    return url(webhook, f"/voice/{path}", {OF_CALL: call_sid, **query})
 
 
 def _once() -> str:

@@ -269,6 +269,8 @@ class _Api:
                 digits=to.digits,
                 whisper=to.whisper,
                 accept=to.accept,
+                warm=to.warm,
+                summary=to.summary,
             )
         )
 
