@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from agents.realtime import RealtimeSession
@@ -360,28 +360,16 @@ class LiveCall:
         bridge's numbers. BadRequest: `ring_seconds` or a number is malformed.
         """
         self._check()
-        if ring_seconds not in RING_SECONDS:
-            raise BadRequest("ring_seconds must be 5 to 600")
-        try:
-            number = twiml.dial_target(number)
-            caller_id = twiml.phone_number(caller_id) if caller_id else ""
-        except ValueError:
-            raise BadRequest(
-                "a target is an E.164 number, such as +14155550100, or sip:user@host"
-            ) from None
-        try:
-            twiml.transfer(number, digits=digits)
-            twiml.whisper(whisper, accept_url="/")
-        except ValueError as error:
-            raise BadRequest(str(error)) from None
-        target = Transfer(
-            number,
-            caller_id,
-            ring_seconds,
-            digits=digits,
-            whisper=whisper,
-            accept=accept,
-            warm=warm,
+        target = _checked(
+            Transfer(
+                number,
+                caller_id,
+                ring_seconds,
+                digits=digits,
+                whisper=whisper,
+                accept=accept,
+                warm=warm,
+            )
         )
         return await self._control.transfer(target, _encodable(summary))
 
@@ -471,3 +459,23 @@ def _encodable(text: str) -> str:
     """Replaces lone surrogates with `?`. They cannot be encoded as UTF-8; user code may
     cut a text inside a surrogate pair, and this must not end the call."""
     return text.encode(errors="replace").decode()
+
+
+def _checked(to: Transfer) -> Transfer:
+    """The transfer, with its numbers as Twilio takes them. BadRequest: Twilio would
+    refuse it."""
+    if to.ring_seconds not in RING_SECONDS:
+        raise BadRequest("ring_seconds must be 5 to 600")
+    try:
+        number = twiml.dial_target(to.number)
+        caller_id = twiml.phone_number(to.caller_id) if to.caller_id else ""
+    except ValueError:
+        raise BadRequest(
+            "a target is an E.164 number, such as +14155550100, or sip:user@host"
+        ) from None
+    try:
+        twiml.transfer(number, digits=to.digits)
+        twiml.whisper(to.whisper, accept_url="/")
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    return replace(to, number=number, caller_id=caller_id)

@@ -5,7 +5,7 @@ server.py does.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -86,29 +86,34 @@ def load_user_code(settings: Settings, agent: str | None = None) -> UserCode:
         except AgentNotLoaded as error:
             mistakes += [f"{routes.where(it, key)}: {error}" for it, key in places]
     for route in (*routes.routes, routes.defaults):
-        full = route.when_full
-        number = route.fallback or settings.fallback_number
-        if full and full.answer == "fallback" and not number:
-            where = routes.where(route, "when_full")
-            mistakes.append(
-                f"{where}: when_full is fallback, but there is no number to dial: set "
-                "`fallback`, or BRIDGE_FALLBACK_NUMBER"
-            )
-        if _has_warm_transfer(route) and (missing := missing_for_warm(settings)):
-            mistakes.append(
-                f"{routes.where(route, 'transfers')}: has a transfer that is `warm`: "
-                f"it needs Twilio's REST API; set {', '.join(missing)}"
-            )
-        limited = settings.cost_per_call or settings.cost_per_day
-        if limited and settings.prices is None and route.cost is None:
-            where = routes.where(route)
-            mistakes.append(
-                f"{where}: has no prices, so its calls would not count towards the "
-                "limit of cost: set `cost`, or BRIDGE_PRICES"
-            )
+        mistakes += _what_lacks(settings, routes, route)
     if mistakes:
         raise RoutesError(dict.fromkeys(mistakes))
     return UserCode(source, routes, sources, functions, connect)
+
+
+def _what_lacks(settings: Settings, routes: Routes, route: Route) -> Iterator[str]:
+    """The mistakes of a route that needs a setting which is not set."""
+    full = route.when_full
+    number = route.fallback or settings.fallback_number
+    if full and full.answer == "fallback" and not number:
+        where = routes.where(route, "when_full")
+        yield (
+            f"{where}: when_full is fallback, but there is no number to dial: set "
+            "`fallback`, or BRIDGE_FALLBACK_NUMBER"
+        )
+    if _has_warm_transfer(route) and (missing := missing_for_warm(settings)):
+        yield (
+            f"{routes.where(route, 'transfers')}: has a transfer that is `warm`: "
+            f"it needs Twilio's REST API; set {', '.join(missing)}"
+        )
+    limited = settings.cost_per_call or settings.cost_per_day
+    if limited and settings.prices is None and route.cost is None:
+        where = routes.where(route)
+        yield (
+            f"{where}: has no prices, so its calls would not count towards the "
+            "limit of cost: set `cost`, or BRIDGE_PRICES"
+        )
 
 
 @asynccontextmanager

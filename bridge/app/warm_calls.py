@@ -41,6 +41,10 @@ ALONE = "alone"
 """Query parameter of `/voice/next`: the person has left, and the caller is alone in the
 conference."""
 
+DETECTS = "detects"
+"""Query parameter of `/voice/warm`: Twilio detects machines, so `AnsweredBy` must be
+there."""
+
 OF_CALL = "call"
 """Query parameter of the URLs for the leg of a person: the caller's call."""
 
@@ -131,7 +135,6 @@ class WarmCalls:
             raise BadRequest(f"{text} (error {error.code})") from None
         placed = msgspec.structs.replace(warm, leg=str(call.sid))
         await self._put(placed)
-        log.info("transfer_rings", call_sid=warm.call_sid, leg=placed.leg)
         return placed
 
     async def of_call(self, call_sid: str) -> WarmTransfer | None:
@@ -253,9 +256,15 @@ class WarmCalls:
     def _options(
         self, warm: WarmTransfer, from_number: str, digits: str
     ) -> dict[str, Any]:
+        # `digits` switch the detection off, and a machine presses no key. The document
+        # is requested after it: the caller must not meet a mailbox.
+        detects = not digits and not warm.accept
         values = {OF_CALL: warm.call_sid, WARM: warm.id}
-        query = urlencode(sorted({**values, "once": secrets.token_urlsafe(9)}.items()))
         status = urlencode(sorted(values.items()))
+        values["once"] = secrets.token_urlsafe(9)
+        if detects:
+            values[DETECTS] = "1"
+        query = urlencode(sorted(values.items()))
         options: dict[str, Any] = {
             "to": warm.number,
             "from_": from_number,
@@ -267,8 +276,7 @@ class WarmCalls:
             "timeout": warm.ring_seconds,
         }
         if digits:
-            options["send_digits"] = digits  # it switches the detection off
-        elif not warm.accept:
-            # Before the document is requested: the caller must not meet a mailbox.
+            options["send_digits"] = digits
+        if detects:
             options["machine_detection"] = "Enable"
         return options

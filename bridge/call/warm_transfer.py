@@ -74,7 +74,7 @@ class WarmTransfers:
             self._begun = False
             raise
         parts.continuity.count_transfer()
-        parts.note(Note("transfer_ringing"))
+        parts.note(Note("transfer_ringing", {"leg": self._current.leg}))
         self._watch_in_background(calls, self._current)
 
     async def begin_by_key(self, to: Transfer) -> None:

@@ -34,7 +34,7 @@ from bridge.http.webhook_fields import (
     misdivided,
     read_body,
 )
-from bridge.http.webhook_urls import BY_GET, DIALLED, ONCE, url
+from bridge.http.webhook_urls import BY_GET, EXPECTED, ONCE, url
 
 log = structlog.get_logger()
 
@@ -156,7 +156,7 @@ class SignedRequests:
             accounts = self._settings.account_sids
             if accounts and form.get("AccountSid") not in accounts:
                 raise self._refused(path, "account", "AccountSid is of another account")
-            required = [] if DIALLED not in request.query else ["DialCallStatus"]
+            required = [it for name, it in EXPECTED.items() if name in request.query]
             if wrong := misdivided(path, request.raw_path, form, *required):
                 log.warning("webhook_refused", path=path, why=wrong)
                 self._services.metrics.refused("fields")

@@ -28,7 +28,7 @@ from bridge.fleet import NextStep, Then
 from bridge.fleet.plan import AnsweredBy
 from bridge.http.dials import code_of
 from bridge.http.webhook_fields import Webhook
-from bridge.http.webhook_urls import DIALLED, next_url, screen_url
+from bridge.http.webhook_urls import DIALLED, KEY, next_url, screen_url
 
 log = structlog.get_logger()
 
@@ -76,7 +76,8 @@ class WarmWebhooks:
             return _twiml(twiml.hang_up())
         if webhook.text("AnsweredBy") in _MACHINES:
             return await self._refuse(webhook, warm, "machine")
-        answer_url = screen_url(webhook, "warm/answer", **{WARM: warm.id})
+        query = {WARM: warm.id, **({KEY: "1"} if warm.accept else {})}
+        answer_url = screen_url(webhook, "warm/answer", **query)
         language = warm.language or None
         if warm.accept:
             document = twiml.whisper(

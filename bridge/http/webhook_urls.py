@@ -8,12 +8,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from urllib.parse import urlencode
 
-from bridge.app.warm_calls import OF_CALL
+from bridge.app.warm_calls import DETECTS, OF_CALL
 from bridge.http.webhook_fields import Webhook
 
 DIALLED = "dialled"
 """Query parameter of `/voice/next`: a transfer has ended, so `DialCallStatus` must be
 there."""
+
+KEY = "key"
+"""Query parameter of `/voice/warm/answer`: a key was pressed, so `Digits` must be
+there."""
+
+EXPECTED: Mapping[str, str] = MappingProxyType(
+    {DIALLED: "DialCallStatus", DETECTS: "AnsweredBy", KEY: "Digits"}
+)
+"""Query parameter of a URL -> the field that a request to it must have."""
 
 ONCE = "once"
 """Query parameter of every URL that Twilio is told to request: a random text. Twilio

@@ -356,18 +356,25 @@ class PlacedCall:
                         more = {"DialCallStatus": "answered"}
                         url = urljoin(answer.url, action)
                         return await self._request_document(url, method, more=more)
-                case markup.TwimlGather(action=action, method=method):
-                    record.said_by_twilio += verb.texts
-                    if keys := self._caller.presses:
-                        url = urljoin(answer.url, action)
-                        more = {"Digits": keys[:1]}
-                        return await self._request_document(url, method, more=more)
-                    await asyncio.sleep(verb.timeout)
+                case markup.TwimlGather():
+                    if pressed := await self._gather(verb, answer.url):
+                        return pressed
                 case markup.TwimlReject(reason):
                     record.rejected = reason
                     return None
                 case markup.TwimlHangup():
                     return None
+        return None
+
+    async def _gather(
+        self, gather: markup.TwimlGather, base: str
+    ) -> WebhookResponse | None:
+        """None: no key was pressed in time, and the next verb follows."""
+        self._record.said_by_twilio += gather.texts
+        if keys := self._caller.presses:
+            url, more = urljoin(base, gather.action), {"Digits": keys[:1]}
+            return await self._request_document(url, gather.method, more=more)
+        await asyncio.sleep(gather.timeout)
         return None
 
     async def _confer(self, noun: markup.TwimlConference) -> None:
