@@ -51,7 +51,7 @@ PURE = frozenset(
 )
 PURE_FOLDERS = ("core", "audio", "privacy")
 ORDER = (
-    *("cli", "http", "call", "app", "records", "fleet", "telemetry"),
+    *("cli", "http", "call", "app", "records", "picture", "fleet", "telemetry"),
     *("model", "agent", "websocket", "privacy", "core", "audio"),
 )
 """The folders of bridge/ from top to bottom. A folder imports only from folders below

@@ -16,6 +16,7 @@ from bridge.agent.live import CallFacts, LiveCall, Transfer
 from bridge.agent.loader import AgentSource
 from bridge.app import dial_permissions
 from bridge.app.background_tasks import BackgroundTasks
+from bridge.app.fallback import FallbackSwitch
 from bridge.app.quotas import Quotas
 from bridge.app.recordings import TONE, Sound, recording
 from bridge.app.route_types import RouteGreeting
@@ -87,6 +88,7 @@ class Services:
     capacity: Capacity
     quotas: Quotas
     trace_writer: TraceWriter
+    fallback: FallbackSwitch
     ceilings: Ceilings = Ceilings()
     routes: Routes = field(default_factory=Routes.none)
     sources: Mapping[str, AgentSource] = field(default_factory=dict)

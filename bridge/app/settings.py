@@ -115,6 +115,8 @@ class Settings(BaseSettings):
     # All instances share it.
     redis_url: values.RedisUrl | None = Field(default=None, repr=False)
     api_token: values.Secret | None = Field(default=None, repr=False)
+    # The origin at which the other instances reach this one.
+    advertise_url: values.HttpUrl | None = None
     # The model's audio format: G.711 mu-law, or 16 bit PCM at 24 kHz (transcoded).
     model_audio: Annotated[Literal["mulaw", "pcm"], values.Lower] = "mulaw"
     # The server's event after which a session is ready.
@@ -139,6 +141,8 @@ class Settings(BaseSettings):
     session_seconds: values.Seconds = 3000.0
     record_dir: values.Folder | None = None
     fallback_number: values.PhoneNumber | None = None
+    # The state of the fallback switch until somebody uses it (app/fallback.py).
+    fallback: values.Switch = False
     # The answer to a caller while no instance has free capacity.
     when_full: Annotated[Literal["busy", "queue", "fallback"], values.Lower] = "busy"
     queue_seconds: values.Seconds = 120.0

@@ -280,6 +280,8 @@ def _in_force(settings: Settings) -> list[Finding]:
         "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
         "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
         "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
+        "BRIDGE_FALLBACK": it.fallback and "is on: callers do not reach the agent",
+        "BRIDGE_ADVERTISE_URL": it.advertise_url and f"is {it.advertise_url}",
         "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
         "BRIDGE_WAITING_SOUND": f"is {it.waiting_sound.name}",
         "BRIDGE_ROUTES": it.routes and f"is {it.routes}",

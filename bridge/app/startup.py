@@ -20,6 +20,7 @@ from bridge.agent.loader import AgentNotLoaded, AgentSource
 from bridge.agent.user_code import protected_loop
 from bridge.app import routes as routes_file
 from bridge.app.background_tasks import BackgroundTasks
+from bridge.app.fallback import FallbackSwitch, following
 from bridge.app.outbound_limits import OutboundLimits
 from bridge.app.quotas import Quotas, reporting
 from bridge.app.routes import Route, Routes, RoutesError
@@ -31,6 +32,7 @@ from bridge.app.warm_calls import WarmCalls, missing_for_warm
 from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.signing import FleetKey
 from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
@@ -133,6 +135,7 @@ async def _open_services(
         local_mcp() as mcp,
         TraceWriter() as trace_writer,
         reporting(_quotas(settings, registry, metrics)) as quotas,
+        following(_fallback(settings, registry, metrics)) as fallback,
         retention.delete_expired(settings.record_dir, settings.record_days),
     ):
         yield Services(
@@ -151,6 +154,7 @@ async def _open_services(
             fallback_number=settings.fallback_number or "",
             record_dir=settings.record_dir,
             trace_writer=trace_writer,
+            fallback=fallback,
             waiting_sound=settings.waiting_sound,
             session_seconds=settings.session_seconds or None,
             account_sids=settings.account_sids,
@@ -276,6 +280,18 @@ def _quotas(settings: Settings, registry: Registry, metrics: Metrics) -> Quotas:
         calls_of_number=settings.calls_per_number,
         calls_of_number_hour=settings.calls_per_number_hour,
         cost_of_day=settings.cost_per_day,
+    )
+
+
+def _fallback(
+    settings: Settings, registry: Registry, metrics: Metrics
+) -> FallbackSwitch:
+    token = settings.api_token
+    return FallbackSwitch(
+        registry,
+        FleetKey(token.get_secret_value()) if token else None,
+        metrics.fallback_on.set,
+        initial=settings.fallback,
     )
 
 

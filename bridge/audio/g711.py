@@ -95,6 +95,11 @@ def peaks(mulaw: bytes, size: int) -> bytes:
     return coded.translate(_MAGNITUDES)
 
 
+def linear(mulaw: bytes) -> bytes:
+    """As 16-bit PCM."""
+    return audioop.ulaw2lin(mulaw, 2)
+
+
 def loudness(mulaw: bytes) -> int:
     """RMS of some audio, as linear 16-bit samples."""
     return audioop.rms(audioop.ulaw2lin(mulaw, 2), 2)

@@ -47,11 +47,14 @@ class AgentSide:
         feed: Callable[[Input], None],
         note: Callable[[Note], None],
         on_event: Callable[[RealtimeSessionEvent], None],
+        model_away: Callable[[], None],
     ) -> None:
-        """`on_event` gets the events of the SDK's session."""
+        """`on_event` gets the events of the SDK's session. `model_away` is called when
+        a connection is lost, or could not be opened."""
         self._feed = feed
         self._note = note
         self._on_event = on_event
+        self._model_away = model_away
         self._session: SessionControl | None = None
         self._live: LiveCall | None = None
         self._approvals: Approvals | None = None
@@ -136,10 +139,12 @@ class AgentSide:
 
     def model_not_dialled(self, connection: int, why: str, fatal: bool) -> None:
         self._feed(NotDialled(connection, why, fatal))
+        self._model_away()
 
     def model_lost(self, connection: int, why: str, code: int | None) -> None:
         self._note(Note("model_gone", {"why": why, "close_code": code}))
         self._feed(ModelLost(connection, why, code))
+        self._model_away()
 
     def model_stuck(self, why: str) -> None:
         self._feed(EndCall("model", why))

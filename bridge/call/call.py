@@ -41,6 +41,7 @@ from bridge.call.leg import CallLeg, SessionControl
 from bridge.call.media_leg import facts_of
 from bridge.call.stream import IdentifiedPhone
 from bridge.call.warm_transfer import CallParts, WarmTransfers
+from bridge.core.call_state import State
 from bridge.core.commands import (
     CloseConnection,
     Command,
@@ -107,7 +108,9 @@ class Call:
         self._tasks = asyncio.TaskGroup()
         self._unnamed_tasks: list[asyncio.Task[None]] = []
         """Tasks from before the call's SID was known; they are renamed then."""
-        self._agent = AgentSide(self.feed, self.note, self._session_event)
+        self._agent = AgentSide(
+            self.feed, self.note, self._session_event, self.end_without_model
+        )
         self._notes = CallNotes(services, self._agent.heard)
         self._actions = Actions(
             self.feed,
@@ -199,6 +202,12 @@ class Call:
     def completed(self) -> None:
         """Twilio reports that the call is over, perhaps before its stream ends."""
         self.feed(EndCall("caller", "hung_up"))
+
+    def end_without_model(self) -> None:
+        """Ends the call at once if it has no session and the fallback is switched on:
+        the model is away, and another dial would keep the caller waiting."""
+        if self._services.fallback.on and self._conversation.state is State.HOLDING:
+            self.feed(EndCall("model", "lost"))
 
     def hand_over(self) -> None:
         """Ends the call here in a quiet moment, so that another instance can resume
@@ -431,6 +440,10 @@ class Call:
         if facts.direction == "inbound":
             services.quotas.began(sid, facts.theirs)
         self._identified.set()
+        if services.fallback.on:
+            services.metrics.fallback_calls.inc()
+            self.feed(EndCall("bridge", "fallback"))
+            return
         prepare = partial(self._prepare_session, live, approvals, continuity)
         self.start_task(self._agent.run(live, approvals, self._log, prepare), "agent")
 

@@ -24,9 +24,11 @@ import twiml
 from bridge.app import settings, settings_report, versions
 from bridge.app.settings import Finding, Settings, SettingsError
 from bridge.app.values import LOCAL_MODEL
-from bridge.cli import sim_commands
+from bridge.cli import show, sim_commands
+from bridge.cli.fallback import fallback
 from bridge.cli.terminal import (
     DialledOption,
+    api_token,
     err,
     load_settings,
     local_url,
@@ -57,6 +59,8 @@ app = typer.Typer(
     """,
 )
 app.add_typer(sim_commands.sim, name="sim")
+app.add_typer(fallback, name="fallback")
+app.command()(show.show)
 
 OWN_FILES = 100
 """Open files besides sockets of calls and clients: Redis, reports, traces and Python's
@@ -216,7 +220,7 @@ def place_call(
     The bridge needs BRIDGE_API_TOKEN, TWILIO_ACCOUNT_SID and BRIDGE_OUTBOUND_PREFIXES.
     """
     conf = load_settings()
-    token = _api_token(conf)
+    token = api_token(conf)
     wanted = {
         "to": number,
         "from": caller_id,
@@ -273,12 +277,6 @@ def connect(
         raise typer.Exit(1)
     if not findings:
         out.print("Nothing is wrong: calls to this number reach the bridge.")
-
-
-def _api_token(conf: Settings) -> str:
-    if conf.api_token is None:
-        stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
-    return conf.api_token.get_secret_value()
 
 
 def _request_call(url: str, token: str, wanted: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def run(user_code: UserCode, scenario: Scenario, folder: Path, to: str = TO) -> 
     record, session = asyncio.run(_place_call(user_code, scenario, folder, to))
     wav = folder / f"{record.call_sid}.wav"
     record.write_wav(wav)
-    [trace_file] = folder.glob(f"{record.call_sid}.*.trace.jsonl")
+    [trace_file] = folder.glob(f"{record.call_sid}.*{trace.SUFFIX}")
     said = [*_caller_said(record, session), *_agent_said(record, session, trace_file)]
     said.sort(key=lambda it: it.at)
     actions = [*_tools(record, session, trace_file), *_handoffs(record, trace_file)]

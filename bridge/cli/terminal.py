@@ -35,6 +35,12 @@ def local_url(conf: Settings) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{conf.port}"
 
 
+def api_token(conf: Settings) -> str:
+    if conf.api_token is None:
+        stop_with("BRIDGE_API_TOKEN is not set: set it here and for the bridge")
+    return conf.api_token.get_secret_value()
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs the work to its end. Ctrl-C ends the command with 130, as in a shell."""
     try:

@@ -42,6 +42,7 @@ from bridge.core.interruptions import Interruptions
 from bridge.core.limits import MAX_ID_CHARS, Bounds
 from bridge.core.model_events import ModelEvents
 from bridge.core.phone_side import PhoneSide
+from bridge.core.playback import Playback
 from bridge.core.realtime_events import AudioDelta, KnownEvent, TranscriptDelta
 from bridge.core.rules import Rules
 from bridge.core.stream_presence import START_SECONDS
@@ -131,6 +132,13 @@ class Conversation:
     def version(self) -> tuple[int, int]:
         """Changes whenever the history, or the audio sent to Twilio, changes."""
         return self.history.version, self._phone.version if self._phone else 0
+
+    @property
+    def playback(self) -> Playback | None:
+        """The audio of the stream in use; None for a call whose audio does not pass
+        here."""
+        speech = self._call.media_speech
+        return speech.playback if speech else None
 
     def playing(self, now: float) -> list[Playing]:
         """The agent's text that the caller is still to hear, with its audio

@@ -19,6 +19,8 @@ HITS = (
     "body_slow",
     "answer_slow",  # the client does not read our answer
     "api_rate",
+    # messages of other instances (fleet/requests.py)
+    "fleet_rate",
     # streams (server.py, stream.py, core)
     "start_late",  # no `start` in time
     "message_bytes",

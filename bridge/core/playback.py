@@ -194,6 +194,16 @@ class Span(msgspec.Struct):
     end: int
 
 
+class PlayedRun(msgspec.Struct, frozen=True):
+    """Audio of one item that was played without a pause. `at_ms`: when its first byte
+    was played, on Twilio's media clock."""
+
+    key: Key
+    start: int
+    end: int
+    at_ms: float
+
+
 class Tally(msgspec.Struct):
     """Bytes of one item: sent to Twilio, and known to be heard."""
 
@@ -216,6 +226,8 @@ class Playback:
         self.sent = 0
         self.played = 0
         """Position up to which the fate of each byte is known: played, or cleared."""
+        self.runs: list[PlayedRun] | None = None
+        """Gets what was played, if it is a list: for a picture of the call."""
         self.round_trip = math.inf
         """The shortest round trip of a mark seen so far, in seconds."""
         self._marks: deque[SentMark] = deque(maxlen=MAX_PENDING_MARKS)
@@ -495,6 +507,13 @@ class Playback:
         position = int((moment_ms - origin.latest) * BYTES_PER_MS)
         return max(self.played, min(position, self.sent))
 
+    def _played_at(self, position: int) -> float:
+        """When a byte was played, in ms of Twilio's clock."""
+        origin = self._origin or self._expected_origin()
+        if origin is None:
+            return self.clock.end_ms
+        return origin.latest + position / BYTES_PER_MS
+
     def _expected_origin(self) -> Window | None:
         """The origin, if the start mark that has not come back, or is not decided, was
         echoed at once; None: none was sent since the last clear."""
@@ -528,6 +547,9 @@ class Playback:
         while self._spans and self._spans[0].start < position:
             span = self._spans[0]
             end = min(span.end, position)
+            if self.runs is not None:
+                at_ms = self._played_at(span.start)
+                self.runs.append(PlayedRun(span.key, span.start, end, at_ms))
             tally = self._tallies.get(span.key)
             if tally is not None:
                 tally.heard += end - span.start

@@ -175,6 +175,13 @@ class WordPositions:
         text = "".join(self._words[:count])
         return text if count == len(self._words) else text.rstrip()
 
+    def placed(self) -> list[tuple[int, str]]:
+        """(byte at which the word begins, word), in order."""
+        return [
+            (int(self._speech.byte(self._at(begin))), word)
+            for begin, word in zip(self._ends, self._words, strict=False)
+        ]
+
     def learn(self) -> Pace:
         """What is known of the pace after this item."""
         old = self._expected

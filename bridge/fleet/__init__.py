@@ -89,6 +89,12 @@ MAX_MEMBERS = 100
 CLAIM_BYTES = 8
 """Length of what `set_if_absent` stores if it is given no value."""
 
+MAX_DIRECT_BYTES = 2**20
+"""Largest message that `send` takes."""
+
+Receiver = Callable[[bytes], None]
+"""Called with a message that was sent to this instance; must not block or raise."""
+
 Subscriber = Callable[[str, bytes], None]
 """Called with (call sid, message); must not block or raise. If the newer stream is on
 the same instance, TAKEN arrives before `opened` of the newer stream returns."""
@@ -105,6 +111,8 @@ class Registry(Protocol):
     """
 
     shared: bool
+    id: str
+    """Of this instance; `CallEntry.instance` of its calls."""
 
     async def opened(self, entry: CallEntry) -> None:
         """A stream of this call has started. The newest stream has the call: the
@@ -122,6 +130,10 @@ class Registry(Protocol):
 
     async def calls(self) -> list[CallEntry]:
         """The running calls, oldest first."""
+
+    async def owner(self, call_sid: str) -> CallEntry | None:
+        """The entry of one running call: its instance. None: no instance has it (also
+        for a moment between two streams), or Redis is away."""
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         """Stores the value for so many seconds and replaces an earlier one. Of two
@@ -175,6 +187,17 @@ class Registry(Protocol):
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """`subscriber` gets the messages for all calls, also of other instances."""
+
+    async def send(self, instance: str, message: bytes) -> bool | None:
+        """Sends a message to one instance alone, which gets it once. False: no such
+        instance is connected, and nobody gets it. None: Redis is away, and it is not
+        known. Anybody who can write to Redis can send a message, too: sign it."""
+
+    def receive(self, receiver: Receiver) -> None:
+        """`receiver` gets what is sent to this instance."""
+
+    async def instances(self) -> list[str]:
+        """Ids of the other live instances, by their last beats."""
 
     async def room(self) -> bool:
         """Some instance, this one or another, takes calls."""

@@ -26,6 +26,8 @@ bridge:era             string  1 day     8        changes if Redis has lost its 
                                                   with each beat
 bridge:words           channel -         100      messages for running calls; `publish`
                                                   and takeovers
+bridge:requests:{id}   channel -         1 kB to  requests and answers for the instance
+                                         1 MB     with this id; `send`
 
 Strings, but for counters, begin with 17 bytes: the time of writing, and whether there
 is a value (written_values.py). For one primary, not for Redis Cluster: a script touches
@@ -60,6 +62,8 @@ Never renamed, nor changed in their shape: `bridge:instances`, with its fields
 `{milliseconds} {JSON object}` (an instance announces its format there), and
 `bridge:words`, with its messages `[instance, call sid, stream sid, base64]` (an
 instance ignores a message that it does not know). A new hash field needs no new format.
+Messages on `bridge:requests:{id}` are signed objects (requests.py), whose new fields
+have defaults; an instance of a version without that channel counts as gone.
 """
 
 import base64
@@ -77,11 +81,12 @@ CALL, NEXT, STORE, POPPED, COUNTER, MEMBERS = (
     "bridge:count:",
     "bridge:members:",
 )
-CALLS, INSTANCES, ERA, MESSAGES = (
+CALLS, INSTANCES, ERA, MESSAGES, REQUESTS = (
     "bridge:calls",
     "bridge:instances",
     "bridge:era",
     "bridge:words",
+    "bridge:requests:",
 )
 MAX_MESSAGE_BYTES = 2**20
 """The largest message that is read; a body of the API has 64 kB at most."""

@@ -9,6 +9,7 @@ from bridge.fleet import (
     CallEntry,
     InstanceLoad,
     NextStep,
+    Receiver,
     Subscriber,
     formats,
 )
@@ -18,6 +19,7 @@ class MemoryRegistry:
     """`now` gives seconds of a monotonic clock, `epoch` the time at which it was 0."""
 
     shared = False
+    id = ""
 
     def __init__(
         self,
@@ -61,6 +63,10 @@ class MemoryRegistry:
 
     async def calls(self) -> list[CallEntry]:
         return list(self._entries.values())
+
+    async def owner(self, call_sid: str) -> CallEntry | None:
+        found = (it for it in self._entries.values() if it.call_sid == call_sid)
+        return next(found, None)
 
     async def put(self, name: str, value: bytes, seconds: float) -> None:
         self._sweep()
@@ -114,6 +120,15 @@ class MemoryRegistry:
 
     def subscribe(self, subscriber: Subscriber) -> None:
         self._subscribers.append(subscriber)
+
+    async def send(self, instance: str, message: bytes) -> bool | None:
+        return False
+
+    def receive(self, receiver: Receiver) -> None:
+        """No other instance sends anything."""
+
+    async def instances(self) -> list[str]:
+        return []
 
     async def room(self) -> bool:
         return self._load().free

@@ -26,11 +26,13 @@ from redis.exceptions import NoScriptError
 from bridge.core import UNREADABLE
 from bridge.fleet import (
     CLAIM_BYTES,
+    MAX_DIRECT_BYTES,
     NEXT_STEP_SECONDS,
     TAKEN,
     CallEntry,
     InstanceLoad,
     NextStep,
+    Receiver,
     Subscriber,
     formats,
     keys,
@@ -183,11 +185,11 @@ class RedisRegistry:
         self._redis: Any = client
         self._place = place
         self._load = load
-        self._on_up = on_up
-        self._on_lost = on_lost
+        self._on_up, self._on_lost = on_up, on_lost
         self._timing = timing
         self._ignored = ignored
         self._subscribers: list[Subscriber] = []
+        self._receivers: list[Receiver] = []
         self._leases: dict[str, _Lease] = {}
         self._taken: dict[str, None] = {}
         """Streams of this instance that a newer one replaced, until they close."""
@@ -216,6 +218,11 @@ class RedisRegistry:
         """Redis may lack what was written from this time on (monotonic clock)."""
         self._lasted = 0.0  # seconds that the last connection lasted
         self._session: asyncio.Timeout | None = None
+
+    @property
+    def _channel(self) -> str:
+        """The channel of what is sent to this instance alone."""
+        return keys.REQUESTS + self.id
 
     # --- calls ---
 
@@ -265,6 +272,14 @@ class RedisRegistry:
         for sid, lease in self._leases.items():
             entries[sid] = lease.entry
         return sorted(entries.values(), key=lambda entry: entry.started_at)
+
+    async def owner(self, call_sid: str) -> CallEntry | None:
+        if lease := self._leases.get(call_sid):
+            return lease.entry
+        with suppress(_Unavailable):
+            [row] = await self._ask(partial(self._describe, [call_sid]))
+            return _entry(call_sid, row)
+        return None
 
     # --- the store ---
 
@@ -396,6 +411,20 @@ class RedisRegistry:
         return [it.decode(errors="replace") for it in found or ()]
 
     # --- messages, and free lines ---
+
+    async def send(self, instance: str, message: bytes) -> bool | None:
+        channel = keys.REQUESTS + instance
+        try:
+            got = await self._ask(lambda: self._redis.publish(channel, message))
+        except _Unavailable:
+            return None
+        return bool(got)
+
+    def receive(self, receiver: Receiver) -> None:
+        self._receivers.append(receiver)
+
+    async def instances(self) -> list[str]:
+        return sorted(self._others)
 
     async def publish(self, call_sid: str, message: bytes) -> None:
         self._deliver(call_sid, message)
@@ -565,9 +594,8 @@ class RedisRegistry:
         for some in parts([sid.decode() for sid in listed], CHUNK_CALLS):
             rows = await self._ask(partial(self._describe, some))
             for sid, row in zip(some, rows, strict=True):
-                if row is not None:
-                    stream, instance, started = map(bytes.decode, row)
-                    yield CallEntry(sid, stream, float(started), instance)
+                if entry := _entry(sid, row):
+                    yield entry
 
     async def _describe(self, sids: Sequence[str]) -> Any:
         names = [keys.CALLS, *(keys.CALL + sid for sid in sids)]
@@ -612,8 +640,10 @@ class RedisRegistry:
         try:
             async with asyncio.timeout(None) as session:
                 async with asyncio.timeout(limit):
-                    await messages.subscribe(keys.MESSAGES)
-                    await messages.get_message(timeout=limit)  # the confirmation
+                    channels = keys.MESSAGES, self._channel
+                    await messages.subscribe(*channels)
+                    for _ in channels:
+                        await messages.get_message(timeout=limit)  # the confirmation
                 emptied = await self._beat()
                 before = self._changed_at - TAIL_SECONDS
                 await self._put_back(0.0 if emptied else before)
@@ -638,7 +668,7 @@ class RedisRegistry:
             if message is not None:
                 received_at = now
                 if message["type"] == "message":
-                    self._read_message(message["data"])
+                    self._read_message(message["channel"], message["data"])
             if now < beat_at:
                 continue
             # If this process was late itself, the answer may wait to be read.
@@ -787,7 +817,10 @@ class RedisRegistry:
         self._on_up(False)
         log.warning("redis_lost", at=self._place, why=reason_of(error))
 
-    def _read_message(self, data: bytes) -> None:
+    def _read_message(self, channel: bytes, data: bytes) -> None:
+        if channel != keys.MESSAGES.encode():
+            self._read_direct(data)
+            return
         if len(data) > keys.MAX_MESSAGE_BYTES:
             self._ignored.note(keys.MESSAGES, "size")
             return
@@ -808,6 +841,13 @@ class RedisRegistry:
         if lease and lease.entry.stream_sid == stream:
             self._lose(lease)
 
+    def _read_direct(self, data: bytes) -> None:
+        if len(data) > MAX_DIRECT_BYTES:
+            self._ignored.note(self._channel, "size")
+            return
+        for receiver in self._receivers:
+            receiver(data)
+
     def _lose(self, lease: _Lease) -> None:
         """A newer stream has the call."""
         sid = lease.entry.call_sid
@@ -821,6 +861,14 @@ class RedisRegistry:
     def _deliver(self, call_sid: str, message: bytes) -> None:
         for subscriber in self._subscribers:
             subscriber(call_sid, message)
+
+
+def _entry(call_sid: str, row: Sequence[bytes] | None) -> CallEntry | None:
+    """From a row of keys.DESCRIBE."""
+    if row is None:
+        return None
+    stream, instance, started = map(bytes.decode, row)
+    return CallEntry(call_sid, stream, float(started), instance)
 
 
 def _host() -> str:

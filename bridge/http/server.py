@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from bridge.agent.live import LiveCall
 from bridge.app import versions
+from bridge.app.fallback import FallbackSwitch
 from bridge.app.outbound import CallStatus, OutboundCalls
 from bridge.app.services import Services
 from bridge.app.settings import Settings
@@ -28,7 +29,10 @@ from bridge.call.stream import IdentifiedPhone
 from bridge.core.endings import HAND_OVER_SECONDS
 from bridge.fleet import TAKEN, CallEntry, Registry
 from bridge.fleet.plan import PLAN_SECONDS, AnsweredBy
-from bridge.http.api import handlers
+from bridge.fleet.requests import FleetRequests
+from bridge.fleet.signing import FleetKey
+from bridge.http import advertised
+from bridge.http.api import event_relay, handlers
 from bridge.http.api.auth import ApiAuth, has_token
 from bridge.http.authenticated import mark_authenticated, tell_balancer
 from bridge.http.connection_guard import ConnectionGuard, secure_headers
@@ -93,6 +97,7 @@ class Server:
         """Accepted WebSockets whose `start` has not arrived; they count against
         BRIDGE_MAX_CALLS."""
         services.registry.subscribe(self._handle_fleet_message)
+        services.fallback.listeners.append(self._fallback_switched_on)
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._awaiting_request: set[str] = set()
@@ -100,6 +105,7 @@ class Server:
         yet."""
         self._no_awaited_requests = asyncio.Event()
         self._no_awaited_requests.set()
+        self._fleet_requests = _fleet_requests(settings, services)
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -162,9 +168,20 @@ class Server:
             auth = ApiAuth(
                 token.get_secret_value(), self._guard, self._services.metrics.refused
             )
+            api = handlers.applications(
+                self, auth, self._fleet_access(), self._services.forget
+            )
             for prefix in dict.fromkeys(("", self._settings.url_path)):
-                api = handlers.application(self, auth, self._services.forget)
-                app.add_subapp(f"{prefix}/api", api)
+                app.add_subapp(f"{prefix}/api", api.api())
+            app.add_subapp(event_relay.PATH, api.events)
+
+    def _fleet_access(self) -> handlers.FleetAccess:
+        async def address() -> str | None:
+            return await advertised.address(self._settings, self.port)
+
+        return handlers.FleetAccess(
+            self._services.registry, self._fleet_requests, address
+        )
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         """Accepts no more calls, waits `drain_seconds` for the running ones, hands over
@@ -194,6 +211,8 @@ class Server:
             await self._guard.close()
             await self._runner.cleanup()
         await self._sip_running.aclose()
+        if self._fleet_requests:
+            self._fleet_requests.close()
         log.info("closed")
 
     async def _hand_over(self) -> None:
@@ -310,6 +329,8 @@ class Server:
         that is here and has its session."""
         if ticket is None or self.call(ticket.call_sid) is not None:
             return None
+        if self._services.fallback.on:
+            return None  # the call is about to be sent to the fallback
         return self._early_dials.begin(ticket.call_sid)
 
     async def _carry(
@@ -433,6 +454,10 @@ class Server:
             # registry that delivers the messages of all calls must go on.
             log.exception("fleet_message_failed", call_sid=call_sid)
 
+    def _fallback_switched_on(self) -> None:
+        for call in list(self._calls):
+            call.end_without_model()
+
     async def _openai_webhook(self, request: web.Request) -> web.Response:
         """An incoming SIP call: OpenAI carries its audio, the bridge runs its agent."""
         if self._sip is None:
@@ -472,10 +497,20 @@ class Server:
     async def entries(self) -> list[CallEntry]:
         return await self._services.registry.calls()
 
+    @property
+    def fallback(self) -> FallbackSwitch:
+        return self._services.fallback
+
+    async def instances(self) -> list[str]:
+        return await self._services.registry.instances()
+
     async def place(self, wanted: handlers.PlaceCall, idempotency_key: str) -> str:
         """Places a call. handlers.Refused says why it was not placed."""
         if self._outbound is None:
             raise handlers.outbound_is_off()
+        if self._services.fallback.on:
+            detail = "GET /api/fallback says since when, and why."
+            raise handlers.Refused(503, "The fallback is switched on", detail)
         if not self._services.capacity.free:
             detail = f"The bridge is {self._services.capacity.state}."
             raise handlers.Refused(503, "The bridge takes no more calls now", detail)
@@ -564,6 +599,19 @@ def _signatures(settings: Settings) -> Signatures | None:
         _auth_tokens(settings),
         settings.twilio_shared_keys,
         settings.twilio_accounts,
+    )
+
+
+def _fleet_requests(settings: Settings, services: Services) -> FleetRequests | None:
+    """None if there is no other instance, or no API."""
+    if settings.api_token is None or not services.registry.shared:
+        return None
+    return FleetRequests(
+        services.registry,
+        FleetKey(settings.api_token.get_secret_value()),
+        services.background_tasks.start,
+        services.metrics.refused,
+        services.metrics.hit,
     )
 
 

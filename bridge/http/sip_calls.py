@@ -195,7 +195,9 @@ class SipCalls:
         """`room`: this instance has room, which is kept until the decision."""
         call_id = facts.call_sid
         try:
-            if not room and await self._services.registry.others():
+            services = self._services
+            passes_on = not room and not services.fallback.on
+            if passes_on and await services.registry.others():
                 log.info("sip_call_passed_on", call_sid=call_id)
                 return ELSEWHERE
             return await self._claim(facts, room)
@@ -218,7 +220,9 @@ class SipCalls:
         taken = False
         try:
             why: str | None = "full"
-            if room:
+            if self._services.fallback.on:
+                why = "fallback"
+            elif room:
                 quotas = self._services.quotas
                 why = await quotas.admit(facts.call_sid, facts.theirs)
             if self._open:
@@ -239,6 +243,8 @@ class SipCalls:
             return
         if why == "full":
             self._services.metrics.hit("calls")
+        if why == "fallback":
+            self._services.metrics.fallback_calls.inc()
         log.warning("call_refused", call_sid=facts.call_sid, why=why)
         self._tasks.create_task(self._turn_away(facts.call_sid), name=name)
 

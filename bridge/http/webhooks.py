@@ -146,12 +146,26 @@ class Webhooks:
         elif limit := await self._services.quotas.admit(call_sid, webhook.text("From")):
             log.warning("call_rejected", call_sid=call_sid, limit=limit)
             return _twiml(twiml.reject())
+        if self._services.fallback.on:
+            return self._send_to_fallback(webhook, parameters, outbound=outbound)
         # Any instance's free capacity counts, not only this one's: the balancer sends
         # the stream to an instance that has free capacity.
         if not await self._registry.room():
             return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
         log.info("call_answered", call_sid=call_sid)
         return _twiml(self._first_stream(webhook, parameters))
+
+    def _send_to_fallback(
+        self, webhook: Webhook, parameters: Mapping[str, str], *, outbound: bool
+    ) -> web.Response:
+        """The fallback is switched on: the model is away, and no stream is opened."""
+        call_sid = webhook.call_sid
+        self._services.metrics.fallback_calls.inc()
+        log.info("call_to_fallback", call_sid=call_sid, outbound=outbound)
+        if outbound:  # the person called hears no apology
+            return _twiml(twiml.hang_up())
+        route = self._services.route_of(CallFacts.of(call_sid, parameters))
+        return self._respond(webhook, self._fallback_step(route), parameters)
 
     async def _hold_or_refuse(
         self,
@@ -323,6 +337,10 @@ class Webhooks:
         call_sid = webhook.call_sid
         route = self._services.route_of(CallFacts.of(call_sid, parameters))
         step = self._fallback_step(route)
+        if moved and self._services.fallback.on:
+            return self._send_to_fallback(
+                webhook, parameters, outbound=is_outbound(webhook)
+            )
         if moved and not await self._registry.room():
             # Checked before the queue: if all instances stop, none can answer when the
             # turn in the queue ends.
@@ -345,11 +363,14 @@ class Webhooks:
         perhaps because no instance had free capacity any more, or because its ticket
         came late."""
         registry, call_sid = self._registry, webhook.call_sid
+        # A call of an order is not retried: its parameters are not known any more.
+        placed = await registry.get(f"plan:{call_sid}") is not None
+        outbound = placed or is_outbound(webhook)
+        if self._services.fallback.on:
+            return self._send_to_fallback(webhook, parameters, outbound=outbound)
         room = await registry.room()
         late = await registry.pop(f"{LATE_TICKET}:{call_sid}") is not None
         free = room and self._services.capacity.free
-        # A call of an order is not retried: its parameters are not known any more.
-        placed = await registry.get(f"plan:{call_sid}") is not None
         if (
             room
             and (late or not free)
@@ -363,7 +384,6 @@ class Webhooks:
         if free:
             route = self._services.route_of(CallFacts.of(call_sid, parameters))
             return self._respond(webhook, self._fallback_step(route), parameters)
-        outbound = placed or is_outbound(webhook)
         return await self._hold_or_refuse(webhook, parameters, outbound=outbound)
 
     def _respond(
@@ -464,6 +484,11 @@ class Webhooks:
         stored = await registry.get(f"snapshot:{call_sid}")
         if stored is None:
             return _twiml(twiml.hang_up())
+        if self._services.fallback.on:
+            await registry.delete(f"snapshot:{call_sid}")
+            given = CallSnapshot.read(stored).parameters
+            outbound = is_outbound(webhook)
+            return self._send_to_fallback(webhook, given, outbound=outbound)
         if snapshot := formats.read(stored, CallSnapshot):
             snapshot = msgspec.structs.replace(
                 snapshot,

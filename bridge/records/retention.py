@@ -1,7 +1,8 @@
 """Deletion of traces: after BRIDGE_RECORD_DAYS, or for one call on request.
 
 Deletes only files of BRIDGE_RECORD_DIR itself that have the name of a trace
-(bridge/telemetry/trace.py). Follows no link, enters no other folder.
+(bridge/telemetry/trace.py), or of a page or a WAV that was made from a trace
+(bridge/picture/files.py). Follows no link, enters no other folder.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ from pathlib import Path
 import structlog
 
 from bridge.fleet import Registry
-from bridge.telemetry.trace import SUFFIX, plain_name
+from bridge.picture.files import PAGE_SUFFIX, WAV_SUFFIX
+from bridge.telemetry.trace import PLAIN_SUFFIX, SUFFIX, plain_name
 
 log = structlog.get_logger()
 
@@ -25,7 +27,8 @@ INTERVAL_SECONDS = 3600.0
 
 DAY_SECONDS = 24 * 3600
 
-_TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}{re.escape(SUFFIX)}", re.ASCII)
+_SUFFIXES = "|".join(map(re.escape, (SUFFIX, PLAIN_SUFFIX, PAGE_SUFFIX, WAV_SUFFIX)))
+_TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}(?:{_SUFFIXES})", re.ASCII)
 
 STORED_NAMES = (
     *("snapshot", "plan", "stream_ended", "status", "final_status", "answered_by"),

@@ -27,6 +27,7 @@ REFUSALS = (
     "ticket_used",
     "other_call",
     "token",
+    "fleet_message",
     "origin",
     "not_local",
 )
@@ -35,7 +36,7 @@ right to connect. (A limit, in HITS, stops a sender that has the right.)"""
 
 REDIS_KEYS = (
     *("call", "calls", "next", "store", "count", "members"),
-    *("instances", "era", "words", "other"),
+    *("instances", "era", "words", "requests", "other"),
 )
 """Kinds of keys in Redis (bridge/fleet/keys.py). "other": it is not known which."""
 
@@ -175,6 +176,15 @@ class Metrics:
         self.draining = self._gauge(
             "bridge_draining",
             "1 while the instance drains: it accepts no new calls and will stop",
+        )
+        self.fallback_on = self._gauge(
+            "bridge_fallback_on",
+            "1 while the fallback is switched on: new callers are not connected to the "
+            "agent",
+        )
+        self.fallback_calls = self._counter(
+            "bridge_fallback_calls",
+            "Calls that were sent to the fallback because it is switched on",
         )
         self.instances_lost = self._counter(
             "bridge_instances_lost",

@@ -1,4 +1,5 @@
-"""The trace of one call: every input and every command of the core, as JSON lines.
+"""The trace of one call: every input and every command of the core, as JSON lines, in
+a file that is compressed (trace_file.py).
 
 A trace contains people's audio and words. It is written only if the operator has set
 BRIDGE_RECORD_DIR, and what the route redacts is removed (privacy/redaction.py).
@@ -7,7 +8,8 @@ BRIDGE_RECORD_DIR, and what the route redacts is removed (privacy/redaction.py).
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,44 @@ from bridge.core.conversation import Conversation
 from bridge.core.inputs import Input
 from bridge.core.limits import Bounds
 from bridge.privacy.redaction import KEYS, REMOVED, Redaction
-from bridge.telemetry.trace_file import TraceFile, TraceWriter
+from bridge.telemetry.trace_file import DamagedFile, TraceFile, TraceWriter, lines_of
 
 TRACE_FORMAT = 3
 """The trace format of this version, and the only one that it replays."""
 
 MAX_BYTES = 2 * 1024**3
-"""Largest file: twice the size that the longest call makes. It keeps a model that sends
-without end from filling the disk."""
+"""Largest trace, before it is compressed: twice what the longest call makes. It keeps a
+model that sends without end from filling the disk."""
 
 MAX_EARLY_BYTES = 256 * 1024
 """Bytes held in memory before `start` arrives. Twilio sends `start` at once."""
 
-SUFFIX = ".trace.jsonl"
+SUFFIX = ".trace.jsonl.zst"
+PLAIN_SUFFIX = ".trace.jsonl"
+"""Of traces that are not compressed, such as those of earlier versions."""
+
+
+class InputLine(msgspec.Struct):
+    """A line of a trace: an input of the core."""
+
+    at: float
+    given: Input = msgspec.field(name="in")
+
+
+class CommandLine(msgspec.Struct):
+    at: float
+    command: Command = msgspec.field(name="out")
+
+
+class SessionLine(msgspec.Struct):
+    at: float
+    note: Note = msgspec.field(name="session")
+
+
+Line = InputLine | CommandLine | SessionLine | dict[str, Any]
+
+
+DAMAGED = "The file is no trace, or it is damaged."
 
 
 class TraceFormatError(ValueError):
@@ -62,7 +89,6 @@ class Trace:
         self._file: TraceFile | None = None
         self._early: list[bytes] = []
         self._early_bytes = 0
-        self._bytes = 0
         self._over = False
         self._redaction = Redaction()
         self._encode = msgspec.json.Encoder().encode
@@ -91,20 +117,20 @@ class Trace:
                 line = _redacted(line, self._redaction)
                 if "begin" in line:
                     line["redacted"] = self._redaction.names
-            self._put(self._encode(line) + b"\n")
+            self._put(line)
         self._early.clear()
         return path
 
     def input(self, given: Input, at: float) -> None:
-        self._write({"at": at, "in": given})
+        self._write(InputLine(at, given))
 
     def command(self, command: Command, at: float) -> None:
-        self._write({"at": at, "out": command})
+        self._write(CommandLine(at, command))
 
     def session(self, note: Note, at: float) -> None:
         """Writes a note of the agent's session. It is not an input of the core, so it
         is not replayed."""
-        self._write({"at": at, "session": note})
+        self._write(SessionLine(at, note))
 
     def close(self) -> None:
         """Closes the file; later lines are dropped, because the call is over."""
@@ -112,26 +138,23 @@ class Trace:
         if self._file:
             self._file.close()
 
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._over or (self._file and self._file.lost):
+    def _write(self, line: Line) -> None:
+        if self._over:
             return
         if self._redaction:
             line = _redacted(msgspec.to_builtins(line), self._redaction)
-        text = self._encode(line) + b"\n"
         if self._file:
-            self._put(text)
+            self._put(line)
             return
+        text = self._encode(line) + b"\n"
         self._early.append(text)
         self._early_bytes += len(text)
         if self._early_bytes > MAX_EARLY_BYTES:
             self._give_up("too much before the start of the call")
 
-    def _put(self, text: bytes) -> None:
-        self._bytes += len(text)
-        if self._bytes > MAX_BYTES:
+    def _put(self, line: Line) -> None:
+        if self._file and self._file.write(line) > MAX_BYTES:
             self._give_up("larger than a call can be")
-        elif self._file:
-            self._file.write(text)
 
     def _give_up(self, why: str) -> None:
         self._early.clear()
@@ -171,12 +194,16 @@ def _message(text: str, redaction: Redaction) -> str:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a trace of any format. An incomplete last line, after a crash, is
-    skipped."""
+    """The lines of a trace of any format, compressed or not. An incomplete end, of a
+    call that runs or after a crash, is skipped. TraceFormatError: the file is
+    damaged."""
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield msgspec.json.decode(line)
+        try:
+            for line in lines_of(file):
+                if line.endswith(b"\n"):
+                    yield msgspec.json.decode(line, type=dict[str, Any])
+        except (*UNREADABLE, DamagedFile):
+            raise TraceFormatError(DAMAGED) from None
 
 
 def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -186,6 +213,31 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     there is none. TraceFormatError, before the first one: the trace has another format,
     or none.
     """
+    expected: deque[Command] = deque()
+    for step in steps(path):
+        expected += step.commands
+        if "out" in step.line:
+            yield step.line["out"], _plain(expected.popleft()) if expected else {}
+    for command in expected:
+        yield {}, _plain(command)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a trace, replayed."""
+
+    line: dict[str, Any]
+    """As it was recorded."""
+    conversation: Conversation
+    """The call, after this line."""
+    given: Input | None
+    """The input of the line, if it has one; with the commands that follow from it."""
+    commands: Sequence[Command] = ()
+
+
+def steps(path: Path) -> Iterator[Step]:
+    """Replays a trace line by line, the first line included. TraceFormatError: as in
+    `replay`."""
     lines = read(path)
     first = next(lines, {})
     _check_format(first.get("format"))
@@ -195,15 +247,14 @@ def replay(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     conversation = Conversation(
         now=first["at"], bounds=bounds, capabilities=capabilities
     )
-    expected: deque[Command] = deque()
+    yield Step(first, conversation, None)
     for line in lines:
         if "in" in line:
             given = msgspec.convert(_with_keys(line["in"]), Input)
-            expected += conversation.handle(given, line["at"])
-        elif "out" in line:
-            yield line["out"], _plain(expected.popleft()) if expected else {}
-    for command in expected:
-        yield {}, _plain(command)
+            commands = conversation.handle(given, line["at"])
+            yield Step(line, conversation, given, commands)
+        else:
+            yield Step(line, conversation, None)
 
 
 def _check_format(found: object) -> None:

@@ -448,7 +448,7 @@ def test_forget_reports_what_it_could_not_delete(tmp_path: Path) -> None:
         "../x: is not a call SID, such as CA and 32 digits",
     ]
     assert "BRIDGE_RECORD_DIR is not set" in nowhere.stdout
-    assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ1.trace.jsonl"]
+    assert [it.name for it in tmp_path.iterdir()] == ["CA2.MZ1.trace.jsonl.zst"]
     trace.close()
     written()
     assert bridge_here("forget", "CA2", folder=tmp_path, **here).exit_code == 0

@@ -396,7 +396,8 @@ async def test_only_a_proof_lifts_the_limits_of_an_address(tmp_path: Path) -> No
         signed = {"X_Twilio_Signature": sign(f"{PUBLIC}/voice", FORM)}
 
         stranger = it.client()
-        for path in ("/healthz", "/healthz?x", "/%68ealthz", "/readyz", "/metrics"):
+        hidden = ("/healthz", "/healthz?x", "/%68ealthz", "/readyz", "/metrics")
+        for path in (*hidden, "/fleet/events/x", "/%66leet/events/x"):
             await it.ask(stranger, path)
         await it.ask(stranger, "/api/openapi.json")
         await it.ask(stranger, "/api/openapi.json", Bridge_Authenticated="1")

@@ -146,18 +146,22 @@ def test_only_needed_connections_to_pods_are_allowed() -> None:
         ("ingress-nginx", "http"),
         ("monitoring", "stats"),
     }
-    assert allowed_to("bridge") == {("balancer", "http"), ("monitoring", "http")}
+    assert allowed_to("bridge") == {
+        (source, "http") for source in ("balancer", "bridge", "monitoring")
+    }
     assert allowed_to("redis") == {("bridge", "redis")}
 
 
 def test_only_needed_connections_from_pods_are_allowed() -> None:
     """Redis connects to nothing, the balancer only to bridges, the bridges only to
-    Redis and to the internet; both may ask the DNS of the cluster."""
+    Redis, to each other (for events) and to the internet; both may ask the DNS of the
+    cluster."""
     assert "egress" not in policy("redis")
     to_bridges, names = policy("balancer")["egress"]
     (bridges,) = to_bridges["to"]
     assert bridges["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "bridge"}
-    to_redis, same_names, outside = policy("bridge")["egress"]
+    to_redis, to_each_other, same_names, outside = policy("bridge")["egress"]
+    assert to_each_other == to_bridges
     (redis,) = to_redis["to"]
     assert redis["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "redis"}
     assert [it["port"] for it in to_redis["ports"]] == ["redis"]

@@ -529,7 +529,7 @@ async def test_the_model_connection_is_lost_during_a_hosted_tool_call(
     assert heard and set(heard.values()) == {300}
     assert not place.session.errors_sent
 
-    [file] = tmp_path.glob("*.jsonl")
+    [file] = tmp_path.glob("*.zst")
     busy = Counter[str]()
     for line in trace.read(file):
         match line:

@@ -91,7 +91,7 @@ async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
     assert 2 not in heard
     assert not place.session.errors_sent
     assert place.metric("bridge_interruptions_total") == 1
-    [file] = tmp_path.glob("*.jsonl")
+    [file] = tmp_path.glob("*.zst")
     notes = [it["session"] for it in trace.read(file) if "session" in it]
     session = [(note["name"], note["data"]) for note in notes]
     assert ("audio_interrupted", {"item": first.id}) in session
@@ -113,7 +113,7 @@ async def test_a_trace_replays(tmp_path: Path) -> None:
         await place.caller().call(script)
         await place.empty()
 
-    [file] = tmp_path.glob("*.jsonl")
+    [file] = tmp_path.glob("*.zst")
     pairs = list(trace.replay(file))
     assert len(pairs) > 100
     assert all(recorded == again for recorded, again in pairs)

@@ -35,6 +35,7 @@ from tests.fleet.earlier_version import (
     shared_source,
     unpack,
 )
+from tests.support.traces import text_of
 from tests.telemetry.test_trace import a_whole_call
 
 RECORDED = Path(__file__).parent / "format1"
@@ -322,7 +323,7 @@ def test_a_trace_of_another_format_is_refused(tmp_path: Path, found: object) -> 
     """The error says which version can replay it, and not that the calls differ."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
-    first, rest = call.path.read_text("utf-8").split("\n", 1)
+    first, rest = text_of(call.path).split("\n", 1)
     line = json.loads(first) | {"format": found}
     call.path.write_text(f"{json.dumps(line)}\n{rest}", "utf-8")
 

@@ -154,7 +154,7 @@ def test_the_demo_is_a_good_call(
     assert code == 0, said
     assert "billing" in said and "ended by the bridge" in said
     suffixes = sorted(it.suffix for it in (places[kind].work / "calls").iterdir())
-    assert suffixes == [".jsonl", ".txt", ".wav"]
+    assert suffixes == [".txt", ".wav", ".zst"]
     command = places[kind].folder / "env" / "bin" / "bridge"
     assert f"{command} demo --agent yours.py:agent\n" in said
 
@@ -180,7 +180,7 @@ def test_a_user_s_own_agent_takes_a_signed_call(
     assert code == 0, said
     assert '"event": "call_ended"' in said and "Traceback" not in said
     assert re.search(r"ended by the caller: \d+\.\d s of the agent heard", said)
-    (trace,) = (place.work / "traces").glob("*.trace.jsonl")
+    (trace,) = (place.work / "traces").glob("*.zst")
     sid = trace.name.partition(".")[0]
     code, said = place.bridge("forget", sid, environ=SIGNED)
     assert (code, said) == (0, f"{sid}: deleted: traces 1, shared records 0\n")

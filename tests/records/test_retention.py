@@ -37,10 +37,11 @@ def left(folder: Path) -> set[str]:
 
 def test_old_traces_are_deleted(tmp_path: Path) -> None:
     """Nothing that people said is stored longer than the operator has configured."""
-    put(tmp_path, "CA1.MZ1.trace.jsonl", OLD)
+    for suffix in ("trace.jsonl", "trace.jsonl.zst", "call.html", "call.wav"):
+        put(tmp_path, f"CA1.MZ1.{suffix}", OLD)
     put(tmp_path, "CA2.MZ2.trace.jsonl")
 
-    assert expire(tmp_path, time.time() - 30 * DAY_SECONDS) == 1
+    assert expire(tmp_path, time.time() - 30 * DAY_SECONDS) == 4
 
     assert left(tmp_path) == {"CA2.MZ2.trace.jsonl"}
 

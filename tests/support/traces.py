@@ -1,8 +1,9 @@
 """Traces of tests that have no event loop."""
 
 import threading
+from pathlib import Path
 
-from bridge.telemetry.trace_file import TraceWriter
+from bridge.telemetry.trace_file import TraceWriter, compressed, lines_of
 
 WRITER = TraceWriter()
 
@@ -12,3 +13,14 @@ def written() -> None:
     done = threading.Event()
     WRITER.add(done.set)
     assert done.wait(20), "the traces are not written"
+
+
+def text_of(path: Path) -> str:
+    """All lines of a trace, whose file is compressed."""
+    with path.open("rb") as file:
+        return b"".join(lines_of(file)).decode()
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Replaces all lines of a trace."""
+    path.write_bytes(compressed(text.encode()))

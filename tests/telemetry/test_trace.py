@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,11 +43,13 @@ from bridge.telemetry.trace import (
     MAX_EARLY_BYTES,
     TRACE_FORMAT,
     Trace,
+    TraceFormatError,
     read,
     replay,
 )
+from bridge.telemetry.trace_file import MAGIC
 from tests.core.phone import MULAW_SESSION, payload
-from tests.support.traces import WRITER, written
+from tests.support.traces import WRITER, rewrite, text_of, written
 
 GREETING = "Say hello."
 
@@ -252,13 +255,14 @@ def test_a_changed_core_is_noticed(tmp_path: Path) -> None:
     """A change of the calls' behaviour shows in the replay of old traces."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
-    text = call.path.read_text("utf-8")
+    text = text_of(call.path)
 
-    call.path.write_text(
+    rewrite(
+        call.path,
         text.replace(
             '{"kind":"end_call","by":"caller","why":"connection_lost"}',
             '{"kind":"end_call","by":"x","why":"y"}',
-        )
+        ),
     )
 
     assert len(differences(call.path)) == 1
@@ -269,8 +273,8 @@ def test_a_command_that_is_missing_in_the_trace_is_noticed(tmp_path: Path) -> No
     next."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
-    *kept, _ = call.path.read_bytes().splitlines(keepends=True)
-    call.path.write_bytes(b"".join(kept))
+    *kept, _ = text_of(call.path).split("\n")[:-1]
+    rewrite(call.path, "\n".join([*kept, ""]))
 
     [(recorded, now)] = differences(call.path)
 
@@ -278,18 +282,35 @@ def test_a_command_that_is_missing_in_the_trace_is_noticed(tmp_path: Path) -> No
     assert now == {"kind": "end", "by": "caller", "why": "connection_lost"}
 
 
-@pytest.mark.parametrize("left", [b"", b'{"at":', b'{"at":99.0,"in":{"kind":"tick"}}'])
-def test_a_line_that_a_crash_cut_off_is_ignored(tmp_path: Path, left: bytes) -> None:
+@pytest.mark.parametrize("left", ["", '{"at":', '{"at":99.0,"in":{"kind":"tick"}}'])
+@pytest.mark.parametrize("name", ["CA1.MZ1.trace.jsonl", "CA1.MZ1.trace.jsonl.zst"])
+def test_a_line_that_a_crash_cut_off_is_ignored(
+    tmp_path: Path, name: str, left: str
+) -> None:
     """The trace of a call whose process was killed can be read up to its last whole
-    line."""
+    line; so can one that an earlier version has written, which is not compressed."""
+    call = a_whole_call(tmp_path / "call")
+    assert call.path is not None
+    text, path = text_of(call.path) + left, tmp_path / name
+    if name.endswith(".zst"):
+        rewrite(path, text)
+    else:
+        path.write_text(text)
+
+    assert lines(path) == lines(call.path)
+    assert differences(path) == []
+
+
+def test_a_trace_that_is_still_written_can_be_read(tmp_path: Path) -> None:
+    """Wherever the file ends at that moment, the lines are those of the whole trace."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
-    whole = lines(call.path)
-    with call.path.open("ab") as file:
-        file.write(left)
-
-    assert lines(call.path) == whole
-    assert differences(call.path) == []
+    whole, content = lines(call.path), call.path.read_bytes()
+    for size in range(0, len(content), 17):
+        call.path.write_bytes(content + content[:size])
+        read_now = lines(call.path)
+        assert read_now[: len(whole)] == whole
+        assert read_now[len(whole) :] == whole[: len(read_now) - len(whole)]
 
 
 def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> None:
@@ -309,10 +330,10 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("call_sid", "stream_sid", "name"),
     [
-        ("CA1", "MZ2", "CA1.MZ2.trace.jsonl"),
-        ("../../etc/passwd", "/root", "______etc_passwd._root.trace.jsonl"),
-        ("CA\x00\n é", "..", "CA____.__.trace.jsonl"),
-        ("A" * 5000, "", f"{'A' * 64}..trace.jsonl"),
+        ("CA1", "MZ2", "CA1.MZ2.trace.jsonl.zst"),
+        ("../../etc/passwd", "/root", "______etc_passwd._root.trace.jsonl.zst"),
+        ("CA\x00\n é", "..", "CA____.__.trace.jsonl.zst"),
+        ("A" * 5000, "", f"{'A' * 64}..trace.jsonl.zst"),
     ],
 )
 def test_a_hostile_sid_is_only_an_odd_name(
@@ -370,9 +391,9 @@ def test_without_a_writable_folder_only_the_trace_is_lost(tmp_path: Path) -> Non
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file of this process gets longer than 64 kB; writing more is an OSError."""
+    """No file of this process gets longer than 4 kB; writing more is an OSError."""
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
@@ -385,15 +406,15 @@ def test_on_a_full_disk_only_the_trace_is_lost(
     lost: list[str] = []
     trace = Trace(1.0, lost.append)
     path = trace.open(WRITER, tmp_path, "CA1", "MZ1")
-    for n in range(lines):
-        trace.input(Tick(), float(n))
+    for _ in range(lines):
+        trace.input(Tick(), random.random())
     written()
     assert len(lost) == (lines > 2_000)
     trace.close()
     written()
 
     assert lost == [os.strerror(errno.EFBIG)]
-    assert path.stat().st_size == 64 * 1024
+    assert path.stat().st_size == 4096
 
 
 def test_a_trace_has_a_size_limit(
@@ -411,7 +432,7 @@ def test_a_trace_has_a_size_limit(
     written()
 
     assert lost == ["larger than a call can be"]
-    assert 9_000 < path.stat().st_size <= 10_000
+    assert 9_000 < len(text_of(path)) <= 10_100
 
 
 def test_a_closed_trace_ignores_further_lines(tmp_path: Path) -> None:
@@ -439,8 +460,7 @@ def test_an_unknown_input_is_refused(tmp_path: Path, odd: str) -> None:
     it."""
     call = a_whole_call(tmp_path)
     assert call.path is not None
-    text = call.path.read_text("utf-8")
-    call.path.write_text(text.replace('{"kind":"tick"}', odd))
+    rewrite(call.path, text_of(call.path).replace('{"kind":"tick"}', odd))
 
     with pytest.raises(ValueError, match=r"missing|Invalid|Expected"):
         list(replay(call.path))
@@ -507,7 +527,7 @@ def test_a_trace_is_redacted_as_the_route_says(tmp_path: Path) -> None:
     open_call = a_call_with_a_card(tmp_path / "open", Redaction())
     call = a_call_with_a_card(tmp_path / "kept", ALL)
     assert open_call.path is not None and call.path is not None
-    before, after = open_call.path.read_text(), call.path.read_text()
+    before, after = text_of(open_call.path), text_of(call.path)
 
     assert VISA in before and '"digit":"4' in before
     for secret in (VISA, VISA.replace(" ", ""), "4111", "hushed", '"digit":"'):
@@ -556,7 +576,7 @@ def test_a_trace_is_never_written_over_another_file(
 ) -> None:
     """A stream with the SIDs of an earlier one destroys no trace, and does not follow a
     link that was put in its place."""
-    there = tmp_path / "CA1.MZ1.trace.jsonl"
+    there = tmp_path / "CA1.MZ1.trace.jsonl.zst"
     elsewhere = tmp_path / "elsewhere"
     if is_link:
         there.symlink_to(elsewhere)
@@ -571,3 +591,15 @@ def test_a_trace_is_never_written_over_another_file(
     assert call.lost == ["File exists"]
     assert not elsewhere.exists()
     assert is_link or there.read_text() == "an earlier call"
+
+
+@pytest.mark.parametrize(
+    "content", [b"not JSON\n", b"[1]\n", MAGIC + bytes(range(100))]
+)
+def test_a_file_that_is_no_trace_is_named(tmp_path: Path, content: bytes) -> None:
+    """A user who names the wrong file reads what is wrong, and no traceback."""
+    path = tmp_path / "CA1.MZ1.trace.jsonl.zst"
+    path.write_bytes(content)
+
+    with pytest.raises(TraceFormatError, match="damaged"):
+        list(read(path))

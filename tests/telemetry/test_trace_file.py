@@ -17,6 +17,7 @@ from bridge.sim.model import ModelServer
 from bridge.telemetry import trace_file
 from bridge.telemetry.trace import Trace, read
 from bridge.telemetry.trace_file import BLOCK_BYTES, TOO_SLOW, TraceWriter
+from tests.support.traces import text_of
 from tests.support.waiting import until
 
 LINE_BYTES = 1000
@@ -100,8 +101,9 @@ async def test_a_disk_that_does_not_keep_up_loses_the_trace(
         again.close()
 
     assert lost == [TOO_SLOW]
-    assert QUEUE_BYTES - BLOCK_BYTES < path.stat().st_size <= QUEUE_BYTES
-    assert path.read_bytes().endswith(b"\n")
+    text = text_of(path)
+    assert QUEUE_BYTES - BLOCK_BYTES < len(text) <= QUEUE_BYTES
+    assert text.endswith("\n")
     assert len(list(read(second))) == 1 + BLOCK_BYTES // LINE_BYTES
 
 
@@ -120,7 +122,7 @@ async def test_a_trace_is_locked_until_it_is_written(
         with pytest.raises(StillRuns):
             forget(tmp_path, "CA1")
         disk.answer()
-        await until(lambda: path.stat().st_size >= BLOCK_BYTES)
+        await until(lambda: path.stat().st_size > 0)
         assert await disk.writer.written()
         assert forget(tmp_path, "CA1") == 1
 

@@ -93,7 +93,7 @@ class ApiAuth:
     ) -> web.StreamResponse:
         try:
             known = has_token(request, self._expected)
-            self._check_rate(request, known)
+            self.check_rate(request, known)
             if not known:
                 log.warning("api_refused", why="token")
                 self._refused("token")
@@ -124,8 +124,9 @@ class ApiAuth:
         finally:
             self._listeners -= 1
 
-    def _check_rate(self, request: web.Request, known: bool) -> None:
-        """Behind a proxy that is not configured as trusted, all clients have one
+    def check_rate(self, request: web.Request, known: bool) -> None:
+        """Problem if the client, which is `known` by the token, sends too many
+        requests. Behind a proxy that is not configured as trusted, all clients have one
         address. Clients without the token are therefore counted separately, so that
         they cannot lock out clients with it."""
         rates = self._with_token if known else self._without_token
@@ -144,13 +145,25 @@ API_AUTH = web.AppKey("api_auth", ApiAuth)
 async def body_of(request: web.Request, model: type[Model]) -> Model:
     """The JSON body as this model. Problem if it is not JSON or does not fit the
     model."""
+    return parsed(await raw_body(request, model), model)
+
+
+async def raw_body(request: web.Request, model: type[Body]) -> bytes:
+    """The body of a request that takes this model; empty if it may be omitted."""
     raw = await _read(request)
     if not raw and not model.model_fields:
-        return model()
+        return raw
     if request.content_type != "application/json":
         raise Problem(415, "media-type", "The body must be application/json")
     if "Content-Encoding" in request.headers:
         raise Problem(415, "encoding", "The body must not be compressed")
+    return raw
+
+
+def parsed(raw: bytes, model: type[Model]) -> Model:
+    """The body as this model. Problem: as `body_of`."""
+    if not raw and not model.model_fields:
+        return model()
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:

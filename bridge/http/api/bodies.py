@@ -16,6 +16,7 @@ from bridge.agent.live import (
     RING_SECONDS,
     LiveCall,
 )
+from bridge.app.fallback import FallbackState
 from bridge.app.outbound import LONGEST_SECONDS, CallStatus, State
 from bridge.core.history import HistoryItem, Kind
 from bridge.fleet import CallEntry
@@ -208,6 +209,26 @@ class EditHistory(Body):
     ] = {}
 
 
+class SetFallback(Body):
+    """The fallback switch of the whole fleet."""
+
+    on: bool
+    reason: Annotated[
+        str, Field(max_length=200, description="For the people who see it.")
+    ] = ""
+    by: Annotated[
+        str, Field(max_length=100, description="Who switches: a name, a program.")
+    ] = ""
+    minutes: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=7 * 24 * 60,
+            description="It goes off by itself after this time; null: never.",
+        ),
+    ] = None
+
+
 # --- answers ---
 
 
@@ -217,8 +238,9 @@ class CallSummary(Body):
     call_sid: str
     stream_sid: str
     started_at: datetime
-    here: Annotated[
-        bool, Field(description="On the instance that answers, so it can be steered.")
+    here: Annotated[bool, Field(description="On the instance that answers.")]
+    instance: Annotated[
+        str, Field(description="Id of the instance that has it; empty without Redis.")
     ]
 
 
@@ -249,7 +271,7 @@ class WaitingApproval(Body):
 
 
 class CallDetails(Body):
-    """One running call of this instance."""
+    """One running call."""
 
     call_sid: str
     stream_sid: str
@@ -302,6 +324,23 @@ class ApprovalList(Body):
     approvals: list[WaitingApproval]
 
 
+class Fallback(Body):
+    """The fallback switch of the whole fleet."""
+
+    on: Annotated[
+        bool, Field(description="New callers are sent to the fallback, not the agent.")
+    ]
+    reason: str
+    by: str
+    since: Annotated[
+        datetime | None,
+        Field(description="When it was switched; null: BRIDGE_FALLBACK decides."),
+    ]
+    until: Annotated[
+        datetime | None, Field(description="When it goes off by itself; null: never.")
+    ]
+
+
 class Item(Body):
     """One item of the conversation as the model has it."""
 
@@ -348,6 +387,7 @@ def call_list(entries: list[CallEntry], here: set[str]) -> CallList:
                 stream_sid=entry.stream_sid,
                 started_at=_moment(entry.started_at),
                 here=entry.call_sid in here,
+                instance=entry.instance,
             )
             for entry in entries
         ]
@@ -386,6 +426,16 @@ def call_progress(status: CallStatus) -> CallProgress:
         talked_seconds=status.talked_seconds,
         sip_code=status.sip_code,
         error_code=status.error_code,
+    )
+
+
+def fallback(state: FallbackState, *, on: bool) -> Fallback:
+    return Fallback(
+        on=on,
+        reason=state.reason,
+        by=state.by,
+        since=_moment(state.changed_at) if state.changed_at else None,
+        until=_moment(state.until) if state.until is not None else None,
     )
 
 

@@ -1,5 +1,5 @@
-"""A client of the control API: `bridge call` uses it to place a call on a running
-bridge."""
+"""A client of the control API, for the commands: `bridge call` places a call on a
+running bridge, `bridge fallback` uses the fallback switch."""
 
 from typing import Any
 
@@ -10,27 +10,44 @@ SECONDS = 30.0
 
 
 class ApiError(Exception):
-    """The bridge did not place the call; the message gives the reason for the user."""
+    """The bridge did not do it; the message gives the reason for the user."""
 
 
 async def place_call(url: str, token: str, body: dict[str, Any]) -> str:
     """Places a call through the bridge at `url`; returns the call's SID."""
+    return str((await _ask(url, token, "POST", "/calls", body))["call_sid"])
+
+
+async def get_fallback(url: str, token: str) -> dict[str, Any]:
+    """The fallback switch of the bridge at `url` and its fleet."""
+    return await _ask(url, token, "GET", "/fallback")
+
+
+async def set_fallback(url: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
+    return await _ask(url, token, "PUT", "/fallback", body)
+
+
+async def _ask(
+    url: str, token: str, method: str, path: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
     try:
         async with (
             aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {token}"},
                 timeout=aiohttp.ClientTimeout(total=SECONDS),
             ) as http,
-            http.post(f"{url.rstrip('/')}/api/calls", json=body) as response,
+            http.request(method, f"{url.rstrip('/')}/api{path}", json=body) as response,
         ):
             answer = await response.json(content_type=None)
-            if response.status == 201:
-                return str(answer["call_sid"])
     except (aiohttp.ClientError, TimeoutError) as error:
         raise ApiError(f"no bridge answers at {url}: {type(error).__name__}") from None
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         raise ApiError(f"the server at {url} is not a bridge") from None
-    raise ApiError(_problem_text(answer) or f"HTTP {response.status}")
+    if response.status not in (200, 201):
+        raise ApiError(_problem_text(answer) or f"HTTP {response.status}")
+    if not isinstance(answer, dict) or answer.keys().isdisjoint(("call_sid", "on")):
+        raise ApiError(f"the server at {url} is not a bridge")
+    return answer
 
 
 def _problem_text(problem: Any) -> str:

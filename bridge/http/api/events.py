@@ -19,6 +19,8 @@ from bridge.privacy.redaction import Redaction
 
 log = structlog.get_logger()
 
+EVENT_STREAM = {"Content-Type": "text/event-stream; charset=utf-8"}
+
 LAST = "call_ended"
 RAW = "raw_model_event"
 
@@ -69,21 +71,21 @@ class Feed:
             return None
 
 
-async def stream(request: web.Request, live: LiveCall) -> web.StreamResponse:
-    """Sends the call's events until the call ends or the reader has gone."""
+async def stream(
+    request: web.Request, live: LiveCall, *, raw: bool
+) -> web.StreamResponse:
+    """Sends the call's events (`raw`: the model's own, too) until the call ends or the
+    reader has gone."""
     auth = request.app[API_AUTH]
     with auth.listening(request):
-        return await _send_events(request, live, auth.guard)
+        return await _send_events(request, Feed(live, raw=raw), live, auth.guard)
 
 
 async def _send_events(
-    request: web.Request, live: LiveCall, guard: ConnectionGuard
+    request: web.Request, feed: Feed, live: LiveCall, guard: ConnectionGuard
 ) -> web.StreamResponse:
-    feed = Feed(live, raw=request.query.get("raw") == "1")
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream; charset=utf-8"}
-    )
-    out = _Out(response, guard.limits.send_seconds)
+    response = web.StreamResponse(headers=EVENT_STREAM)
+    out = Reader(response, guard.limits.send_seconds)
     remove = live.on(feed.put)
     try:
         await response.prepare(request)
@@ -95,25 +97,25 @@ async def _send_events(
     except (TimeoutError, TooSlow):
         log.warning("events_reader_slow", call_sid=live.call_sid)
         guard.hit("answer_slow")
-        _abort(request)
+        abort(request)
     except Exception:
         # An event of the user's code that cannot be written as JSON. The answer has
         # begun, so a broken connection is the only sign left.
         log.exception("events_failed", call_sid=live.call_sid)
-        _abort(request)
+        abort(request)
     finally:
         remove()
     return response
 
 
-def _abort(request: web.Request) -> None:
+def abort(request: web.Request) -> None:
     """Aborts instead of closing: a close would wait until the reader has read
     everything."""
     if request.transport:
         request.transport.abort()
 
 
-async def _send_all(out: "_Out", feed: Feed, live: LiveCall) -> None:
+async def _send_all(out: "Reader", feed: Feed, live: LiveCall) -> None:
     silent = 0.0
     while True:
         over = live.over
@@ -132,8 +134,8 @@ async def _send_all(out: "_Out", feed: Feed, live: LiveCall) -> None:
             await out.write(b":\n\n")
 
 
-class _Out:
-    """Writes to the reader. TimeoutError if the reader took nothing for `seconds`."""
+class Reader:
+    """Writes to the client. TimeoutError if it took nothing for `seconds`."""
 
     def __init__(self, response: web.StreamResponse, seconds: float) -> None:
         self._response = response

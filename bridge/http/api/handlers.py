@@ -1,13 +1,12 @@
-"""The control API's operations: list, steer and place calls over HTTP.
+"""The control API's requests: lists, steers and places calls over HTTP.
 
-Each operation calls the same LiveCall methods as the user's code; nothing is decided
-here. Only calls of this instance can be steered.
+Nothing is decided here. What is done with a running call is in call_operations.py, and
+owners.py does it on the instance that has the call.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
@@ -16,7 +15,8 @@ import structlog
 from aiohttp import web
 
 import twiml
-from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed
+from bridge.agent.live import LiveCall
+from bridge.app.fallback import FallbackSwitch, RegistryAway
 from bridge.app.outbound import (
     LONGEST_SECONDS,
     CallStatus,
@@ -27,20 +27,37 @@ from bridge.app.outbound import (
 from bridge.app.outbound_limits import LimitName, OutboundLimited
 from bridge.app.routes import Routes
 from bridge.app.twilio_api import TwilioRefused
-from bridge.fleet import CallEntry
+from bridge.fleet import CallEntry, Registry
+from bridge.fleet.requests import Answer, FleetRequests, RemoteRequest
 from bridge.http.api import bodies, events, openapi
-from bridge.http.api.auth import API_AUTH, ApiAuth, Handler, body_of
+from bridge.http.api.auth import (
+    API_AUTH,
+    ApiAuth,
+    Handler,
+    body_of,
+    parsed,
+    raw_body,
+)
 from bridge.http.api.bodies import Body, Mistake, PlaceCall
-from bridge.http.api.problems import Problem, Refused, invalid
+from bridge.http.api.call_operations import (
+    OPERATIONS,
+    TAKES,
+    answer_of,
+    no_call,
+    time_limit,
+)
+from bridge.http.api.event_relay import OPEN_EVENTS, EventTickets, problems, relay
+from bridge.http.api.owners import NotDone, Owners
+from bridge.http.api.problems import Problem, Refused, invalid, response_of
 from bridge.records.retention import StillRuns
 
-__all__ = ["Calls", "PlaceCall", "Refused", "application", "place"]
+__all__ = ["Calls", "FleetAccess", "PlaceCall", "Refused", "applications", "place"]
 
 log = structlog.get_logger()
 
 REGISTRY_SECONDS = 5.0
-ACTION_SECONDS = 60.0
-"""Time limit of a request. The action that it asked for may still happen afterwards."""
+FORGET = "forget"
+"""Name of the request that deletes the records of a call on one instance."""
 
 LIMITS: Mapping[LimitName, int] = {
     "off": 409,
@@ -66,6 +83,9 @@ class Calls(Protocol):
     async def entries(self) -> list[CallEntry]:
         """The running calls of all instances, oldest first."""
 
+    async def instances(self) -> list[str]:
+        """The other live instances."""
+
     async def place(self, wanted: PlaceCall, idempotency_key: str) -> str:
         """Places a call, but only one for each key (empty: no key); returns its SID.
         Refused says why it was not placed."""
@@ -77,41 +97,65 @@ class Calls(Protocol):
         """Cancels a call that was not answered yet; see OutboundCalls.cancel. Refused:
         Twilio did not cancel it."""
 
+    @property
+    def fallback(self) -> FallbackSwitch:
+        """The switch of the fleet."""
+
 
 Forget = Callable[[str], Awaitable[None]]
 """Deletes the stored records of a call. OSError if some could not be deleted."""
 
 
-def application(
-    calls: Calls, auth: ApiAuth, forget: Forget | None = None
-) -> web.Application:
-    """The application to mount at /api. Without `forget` no records can be deleted."""
-    api = _Api(calls, forget)
+@dataclass(frozen=True, slots=True)
+class FleetAccess:
+    """How the API reaches the other instances."""
+
+    registry: Registry
+    requests: FleetRequests | None
+    """None: there are no others."""
+    address: Callable[[], Awaitable[str | None]]
+    """The origin at which the others reach this instance; None: it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applications:
+    """What the server mounts."""
+
+    api: Callable[[], web.Application]
+    """A new application for each path at which the API is mounted (/api)."""
+    events: web.Application
+    """For other instances, at event_relay.PATH."""
+
+
+def applications(
+    calls: Calls, auth: ApiAuth, fleet: FleetAccess, forget: Forget | None = None
+) -> Applications:
+    """The control API of one instance. Without `forget` no records can be deleted."""
+    api = _Api(calls, fleet, forget)
     handlers: Mapping[str, Handler] = {
         "list_calls": api.list_calls,
         "place_call": api.place_call,
-        "get_call": api.get_call,
-        "hang_up": api.hang_up,
         "get_status": api.get_status,
         "cancel": api.cancel,
-        "transfer": api.transfer,
-        "send_digits": api.send_digits,
-        "send_text": api.send_text,
-        "interrupt": api.interrupt,
-        "mute": api.mute,
-        "list_approvals": api.list_approvals,
-        "decide": api.decide,
-        "get_history": api.get_history,
-        "edit_history": api.edit_history,
         "events": api.events,
         "forget": api.forget,
+        "get_fallback": api.get_fallback,
+        "set_fallback": api.set_fallback,
         "openapi": api.openapi,
+        **{name: api.operation(name) for name in OPERATIONS},
     }
-    app = web.Application(middlewares=[auth.middleware])
-    app[API_AUTH] = auth
-    for it in openapi.OPERATIONS:
-        app.router.add_route(it.method, it.path, handlers[it.name])
-    return app
+
+    def mounted() -> web.Application:
+        app = web.Application(middlewares=[auth.middleware])
+        app[API_AUTH] = auth
+        for it in openapi.OPERATIONS:
+            app.router.add_route(it.method, it.path, handlers[it.name])
+        return app
+
+    own = web.Application(middlewares=[problems])
+    own[API_AUTH] = auth
+    own.router.add_get("/{ticket}", api.own_events)
+    return Applications(mounted, own)
 
 
 async def place(
@@ -204,9 +248,14 @@ def outbound_is_off() -> Refused:
 class _Api:
     """The operations; each answers one request."""
 
-    def __init__(self, calls: Calls, forget: Forget | None) -> None:
+    def __init__(self, calls: Calls, fleet: FleetAccess, forget: Forget | None) -> None:
         self._calls = calls
         self._delete = forget
+        self._tickets = EventTickets(fleet.address)
+        requests = fleet.requests
+        self._owners = Owners(calls.live, fleet.registry, requests, self._tickets)
+        if requests:
+            requests.serve = self.serve
         self._document = msgspec.json.encode(openapi.document())
 
     # --- calls ---
@@ -222,28 +271,49 @@ class _Api:
         if len(key) > MAX_KEY_CHARS:
             what = f"has more than {MAX_KEY_CHARS} characters"
             raise invalid([Mistake(at=openapi.IDEMPOTENCY_KEY, what=what)])
-        async with _time_limit():
+        async with time_limit():
             call_sid = await self._calls.place(wanted, key)
-        location = {"Location": f"{request.path}/{quote(call_sid, safe='')}"}
-        return _json(bodies.Placed(call_sid=call_sid), status=201, headers=location)
+        location = f"{request.path}/{quote(call_sid, safe='')}"
+        return _json(bodies.Placed(call_sid=call_sid), 201, Location=location)
 
-    async def get_call(self, request: web.Request) -> web.Response:
-        return _json(bodies.details(await self._live(request), time.time()))
+    def operation(self, name: str) -> Handler:
+        """Answers requests for an operation of call_operations.py, wherever the call
+        is."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            raw = await raw_body(request, TAKES[name])
+            parsed(raw, TAKES[name])  # a mistake is found before any instance is asked
+            given = request.match_info
+            asked = RemoteRequest(name, given["sid"], given.get("call_id", ""), raw)
+            return response_of(await self._owners.run(asked))
+
+        return handle
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        call_sid, raw = request.match_info["sid"], request.query.get("raw") == "1"
+        live = self._owners.live(call_sid)
+        if live is not None:
+            return await events.stream(request, live, raw=raw)
+        asked = RemoteRequest(OPEN_EVENTS, call_sid, "raw" if raw else "")
+        opened = await self._owners.run(asked)
+        if opened.status != 200:
+            return response_of(opened)
+        return await relay(request, opened)
 
     # --- outbound calls, also before they are answered and after their end ---
 
     async def get_status(self, request: web.Request) -> web.Response:
         status = await self._calls.status(request.match_info["sid"])
         if status is None:
-            raise _no_call()
+            raise no_call()
         return _json(bodies.call_progress(status))
 
     async def cancel(self, request: web.Request) -> web.Response:
         await body_of(request, bodies.Nothing)
-        async with _time_limit():
+        async with time_limit():
             status = await self._calls.cancel(request.match_info["sid"])
         if status is None:
-            raise _no_call()
+            raise no_call()
         if status.state == "in-progress":
             title = "The call was answered: hang up instead"
             raise Problem(409, "answered", title)
@@ -251,133 +321,97 @@ class _Api:
             raise Problem(410, "over", "The call is over")
         return _json(bodies.call_progress(status))
 
-    # --- actions that wait until the caller has heard everything ---
-
-    async def hang_up(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        await body_of(request, bodies.Nothing)
-        return await _done(live.hang_up())
-
-    async def transfer(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        to = await body_of(request, bodies.TransferTo)
-        return await _done(
-            live.transfer(
-                to.number,
-                caller_id=to.caller_id,
-                ring_seconds=to.ring_seconds,
-                digits=to.digits,
-                whisper=to.whisper,
-                accept=to.accept,
-                warm=to.warm,
-                summary=to.summary,
-            )
-        )
-
-    async def send_digits(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        wanted = await body_of(request, bodies.Digits)
-        return await _done(live.send_digits(wanted.digits))
-
-    # --- actions that do not wait ---
-
-    async def send_text(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        wanted = await body_of(request, bodies.Text)
-        with _refusals_as_problems():
-            live.tell(wanted.text, role=wanted.role, respond=wanted.respond)
-        return web.Response(status=204)
-
-    async def interrupt(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        await body_of(request, bodies.Nothing)
-        with _refusals_as_problems():
-            live.interrupt()
-        return web.Response(status=204)
-
-    async def mute(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        wanted = await body_of(request, bodies.Mute)
-        with _refusals_as_problems():
-            live.mute(wanted.on)
-        return web.Response(status=204)
-
-    # --- approvals ---
-
-    async def list_approvals(self, request: web.Request) -> web.Response:
-        return _json(bodies.approval_list(await self._live(request)))
-
-    async def decide(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        decision = await body_of(request, bodies.Decision)
-        call_id, always = request.match_info["call_id"], decision.always
-        if call_id not in {it.call_id for it in live.approvals}:
-            raise Problem(
-                404, "no-approval", "No tool call with this id awaits approval"
-            )
-        async with _time_limit():
-            with _refusals_as_problems():
-                if decision.approve:
-                    await live.approve(call_id, always=always)
-                else:
-                    message = decision.message
-                    await live.reject(call_id, always=always, message=message)
-        return web.Response(status=204)
-
-    # --- the conversation ---
-
-    async def get_history(self, request: web.Request) -> web.Response:
-        return _json(bodies.item_list(await self._live(request)))
-
-    async def edit_history(self, request: web.Request) -> web.Response:
-        live = await self._live(request)
-        wanted = await body_of(request, bodies.EditHistory)
-        with _refusals_as_problems():
-            live.update_history(remove=wanted.remove, correct=wanted.correct)
-        return web.Response(status=204)
-
-    async def events(self, request: web.Request) -> web.StreamResponse:
-        return await events.stream(request, await self._live(request))
-
     async def openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")
 
     # --- stored records ---
 
     async def forget(self, request: web.Request) -> web.Response:
+        """Deletes the records on every instance; each has traces of its own."""
         call_sid = request.match_info["sid"]
-        known = (entry.call_sid for entry in await self._entries())
-        if self._calls.live(call_sid) or call_sid in known:
-            raise Problem(409, "running", "The call is still running")
+        if call_sid in {entry.call_sid for entry in await self._entries()}:
+            raise _still_runs()
+        here = await self.forget_here(call_sid)
+        asked = RemoteRequest(FORGET, call_sid)
+        instances = await self._calls.instances()
+        others = [self._forget_at(it, asked) for it in instances]
+        answers = [here, *await asyncio.gather(*others)]
+        wrong = [it for it in answers if it.status != 204]
+        return response_of(max(wrong or answers, key=lambda it: it.status))
+
+    async def _forget_at(self, instance: str, asked: RemoteRequest) -> Answer:
+        try:
+            return await self._owners.ask(instance, asked)
+        except (Problem, NotDone):
+            title = "An instance did not answer, so its records may be left"
+            detail = "The records of the others are deleted. Try again."
+            return Problem(502, "not-everywhere", title, detail).answer()
+
+    async def forget_here(self, call_sid: str) -> Answer:
+        try:
+            await self._delete_here(call_sid)
+        except Problem as problem:
+            return problem.answer()
+        return Answer(204)
+
+    async def _delete_here(self, call_sid: str) -> None:
+        if self._owners.live(call_sid):
+            raise _still_runs()
         if self._delete is None:
             raise Problem(409, "no-records", "This bridge keeps no records to delete")
         try:
-            async with _time_limit():
+            async with time_limit():
                 await self._delete(call_sid)
         except StillRuns:  # has no entry: another instance on this machine runs it
-            raise Problem(409, "running", "The call is still running") from None
+            raise _still_runs() from None
         except OSError as error:
             # Without the path, because it contains the call's SID.
             why = error.strerror or type(error).__name__
             log.error("records_not_deleted", call_sid=call_sid, why=why)
             raise Problem(500, "not-deleted", "Some records were not deleted") from None
-        return web.Response(status=204)
+
+    # --- the fallback switch ---
+
+    async def get_fallback(self, request: web.Request) -> web.Response:
+        switch = self._calls.fallback
+        return _json(bodies.fallback(switch.state, on=switch.on))
+
+    async def set_fallback(self, request: web.Request) -> web.Response:
+        wanted = await body_of(request, bodies.SetFallback)
+        seconds = None if wanted.minutes is None else wanted.minutes * 60.0
+        switch = self._calls.fallback
+        try:
+            async with time_limit():
+                state = await switch.set(
+                    wanted.on, reason=wanted.reason, by=wanted.by, seconds=seconds
+                )
+        except RegistryAway:
+            title = "The registry does not answer, so the fleet was not switched"
+            detail = "Set BRIDGE_FALLBACK and deploy, or try again."
+            raise Problem(503, "registry", title, detail) from None
+        return _json(bodies.fallback(state, on=switch.on))
+
+    # --- requests of other instances ---
+
+    async def serve(self, request: RemoteRequest) -> Answer:
+        """Carries out what another instance asks for."""
+        if request.name == FORGET:
+            return await self.forget_here(request.call_sid)
+        return await self._owners.serve(request)
+
+    async def own_events(self, request: web.Request) -> web.StreamResponse:
+        """Sends the events to the instance that was given this ticket."""
+        found = self._tickets.take(request.match_info["ticket"])
+        if found is None:
+            request.app[API_AUTH].check_rate(request, False)
+            raise no_call()
+        call_sid, raw = found
+        live = self._owners.live(call_sid)
+        if live is None or live.over:
+            raise no_call()
+        return await events.stream(request, live, raw=raw)
 
     # --- helpers ---
-
-    async def _live(self, request: web.Request) -> LiveCall:
-        call_sid = request.match_info["sid"]
-        live = self._calls.live(call_sid)
-        if live is not None:
-            return live
-        if any(entry.call_sid == call_sid for entry in await self._entries()):
-            raise Problem(
-                409,
-                "elsewhere",
-                "Another instance has the call",
-                "A call is steered at the instance that holds its stream.",
-            )
-        raise _no_call()
 
     async def _entries(self) -> list[CallEntry]:
         try:
@@ -388,50 +422,9 @@ class _Api:
             raise Problem(503, "registry", title) from None
 
 
-def _no_call() -> Problem:
-    return Problem(404, "no-call", "There is no such call, or it has ended")
+def _still_runs() -> Problem:
+    return Problem(409, "running", "The call is still running")
 
 
-async def _done(action: Awaitable[bool]) -> web.Response:
-    async with _time_limit():
-        with _refusals_as_problems():
-            done = await action
-    return _json(bodies.Done(done=done))
-
-
-@contextmanager
-def _refusals_as_problems() -> Iterator[None]:
-    """Turns a call's refusals into problems."""
-    try:
-        yield
-    except NotAllowed as error:
-        raise Problem(403, "not-allowed", "This is not allowed", str(error)) from None
-    except BadRequest as error:
-        raise invalid([Mistake(at="", what=str(error))]) from None
-    except CallOver:
-        raise Problem(410, "over", "The call is over") from None
-
-
-@asynccontextmanager
-async def _time_limit() -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(ACTION_SECONDS):
-            yield
-    except TimeoutError:
-        raise Problem(
-            504,
-            "unfinished",
-            "The action did not finish within a minute",
-            "It may still happen: the caller is still listening, or Twilio is slow.",
-        ) from None
-
-
-def _json(
-    body: Body, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    return web.Response(
-        body=body.model_dump_json().encode(),
-        status=status,
-        headers=headers,
-        content_type="application/json",
-    )
+def _json(body: Body, status: int = 200, **headers: str) -> web.Response:
+    return response_of(answer_of(body, status, **headers))

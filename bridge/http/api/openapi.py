@@ -22,21 +22,25 @@ PROBLEMS = {
     403: "A page of another origin, or a number that may not be called.",
     404: "There is no such call, approval or path.",
     408: "The body did not arrive in time.",
-    409: "Another instance has the call, outbound calls are not set up, or the call "
-    "is still running, being placed, or answered.",
+    409: "Outbound calls are not set up, or the call is still running, being placed, "
+    "or answered.",
     410: "The call is over.",
     413: "The body is too large.",
     415: "The body is not application/json, or is compressed.",
     422: "The request cannot be fulfilled; `errors` or `detail` says why.",
     429: "Too many requests, calls or event streams; see Retry-After if it is sent.",
     500: "A bug, or a record that cannot be deleted.",
-    502: "Twilio did not place or cancel the call.",
-    503: "The registry of calls does not answer, or the bridge takes no more calls.",
-    504: "Not finished within a minute; it may still happen.",
+    502: "Twilio did not place or cancel the call, or another instance could not be "
+    "read, or did not delete its records.",
+    503: "Nothing was done: the registry of calls does not answer, the call moves to "
+    "another instance, its instance is gone, or the bridge takes no more calls.",
+    504: "Not finished within a minute, or the call's instance did not answer; it may "
+    "still happen.",
 }
 ALWAYS = (401, 403, 429, 500)
 WITH_BODY = (400, 408, 413, 415, 422)
-OF_A_CALL = (404, 409, 410, 503)
+OF_A_CALL = (404, 410, 502, 503, 504)
+"""Also of another instance: see owners.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Operation:
 
 
 CALL = "/calls/{sid}"
+FALLBACK = "/fallback"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 
 OPERATIONS = (
@@ -103,7 +108,7 @@ OPERATIONS = (
         "End the call once the caller has heard everything",
         takes=bodies.Nothing,
         gives=bodies.Done,
-        problems=(*OF_A_CALL, 504),
+        problems=OF_A_CALL,
     ),
     Operation(
         "get_status",
@@ -120,7 +125,7 @@ OPERATIONS = (
         "Cancel an outbound call that was not answered yet",
         takes=bodies.Nothing,
         gives=bodies.CallProgress,
-        problems=(*OF_A_CALL, 502, 504),
+        problems=(404, 409, 410, 502, 504),
     ),
     Operation(
         "transfer",
@@ -129,7 +134,7 @@ OPERATIONS = (
         "Transfer the caller once the caller has heard everything",
         takes=bodies.TransferTo,
         gives=bodies.Done,
-        problems=(*OF_A_CALL, 504),
+        problems=OF_A_CALL,
     ),
     Operation(
         "send_digits",
@@ -138,7 +143,7 @@ OPERATIONS = (
         "Press keys once the caller has heard everything",
         takes=bodies.Digits,
         gives=bodies.Done,
-        problems=(*OF_A_CALL, 504),
+        problems=OF_A_CALL,
     ),
     Operation(
         "send_text",
@@ -178,7 +183,7 @@ OPERATIONS = (
         f"{CALL}/approvals/{{call_id}}",
         "Approve or reject a tool call",
         takes=bodies.Decision,
-        problems=(*OF_A_CALL, 504),
+        problems=OF_A_CALL,
     ),
     Operation(
         "get_history",
@@ -209,8 +214,24 @@ OPERATIONS = (
         "forget",
         "DELETE",
         f"{CALL}/record",
-        "Delete a call's records from this instance and the shared registry",
-        problems=(409, 503, 504),
+        "Delete a call's records from all instances and the shared registry",
+        problems=(409, 502, 503, 504),
+    ),
+    Operation(
+        "get_fallback",
+        "GET",
+        FALLBACK,
+        "Whether new callers are sent to the fallback, since when, and why",
+        gives=bodies.Fallback,
+    ),
+    Operation(
+        "set_fallback",
+        "PUT",
+        FALLBACK,
+        "Send new callers to the fallback, or connect them to the agent again",
+        takes=bodies.SetFallback,
+        gives=bodies.Fallback,
+        problems=(503, 504),
     ),
     Operation(
         "openapi",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from aiohttp import web
 
+from bridge.fleet.requests import Answer
 from bridge.http.api.bodies import Mistake, ProblemBody
 
 MEDIA_TYPE = "application/problem+json"
@@ -39,13 +40,22 @@ class Problem(Exception):
         )
         self._headers = headers
 
+    def answer(self) -> Answer:
+        body = self._body.model_dump_json().encode()
+        return Answer(self.status, body, MEDIA_TYPE, self._headers or {})
+
     def response(self) -> web.Response:
-        return web.Response(
-            status=self.status,
-            body=self._body.model_dump_json().encode(),
-            content_type=MEDIA_TYPE,
-            headers=self._headers,
-        )
+        return response_of(self.answer())
+
+
+def response_of(answer: Answer) -> web.Response:
+    """An answer of this instance, or of another one, for the client."""
+    return web.Response(
+        status=answer.status,
+        body=answer.body or None,
+        content_type=answer.content_type or None,
+        headers=answer.headers,
+    )
 
 
 class Refused(Problem):

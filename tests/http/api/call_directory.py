@@ -15,10 +15,13 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.live import LiveCall
+from bridge.app.fallback import FallbackSwitch
 from bridge.app.outbound import CallStatus
 from bridge.app.values import IpNetwork
 from bridge.core.limits import Limits
 from bridge.fleet import CallEntry
+from bridge.fleet.memory import MemoryRegistry
+from bridge.fleet.signing import FleetKey
 from bridge.http.api import handlers, openapi
 from bridge.http.api.auth import ApiAuth
 from bridge.http.connection_guard import HEADERS, ConnectionGuard, secure_headers
@@ -44,6 +47,7 @@ class FakeCalls:
         self.keeps: OSError | None = None
         self.statuses: dict[str, CallStatus] = {}
         self.keys: list[str] = []
+        self.fallback = FallbackSwitch(MemoryRegistry(), FleetKey(TOKEN), bool)
 
     def live(self, call_sid: str) -> LiveCall | None:
         return self.here.get(call_sid)
@@ -52,6 +56,9 @@ class FakeCalls:
         if self.fails:
             raise self.fails
         return self.known
+
+    async def instances(self) -> list[str]:
+        return []
 
     async def status(self, call_sid: str) -> CallStatus | None:
         return self.statuses.get(call_sid)
@@ -129,6 +136,10 @@ class ApiClient:
         return await self.ask("POST", path, body)
 
 
+async def no_address() -> None:
+    """There is no other instance that asks."""
+
+
 def check(method: str, path: str, answer: Answer) -> None:
     """Asserts that the document describes this answer for the operation."""
     for name, value in HEADERS.items():
@@ -174,7 +185,7 @@ async def api(
     async with live_call(line, rule=rule) as live:
         calls.here[SID] = live
         calls.known = [
-            CallEntry(ELSEWHERE, "MZ" + "8" * 32, 1_700_000_000.0),
+            CallEntry(ELSEWHERE, "MZ" + "8" * 32, 1_700_000_000.0, "other"),
             CallEntry(SID, FACTS.stream_sid, 1_700_000_060.0),
         ]
         hits: list[str] = []
@@ -183,9 +194,9 @@ async def api(
         auth = ApiAuth(TOKEN, guard, refused.append)
         app = web.Application()
         app.on_response_prepare.append(secure_headers)
-        app.add_subapp(
-            "/api", handlers.application(calls, auth, calls.forget if records else None)
-        )
+        fleet = handlers.FleetAccess(MemoryRegistry(), None, no_address)
+        forget = calls.forget if records else None
+        app.add_subapp("/api", handlers.applications(calls, auth, fleet, forget).api())
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         port = await guard.listen(runner, "127.0.0.1", 0)

@@ -3,10 +3,11 @@
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from bridge.core.limits import Limits
+from bridge.fleet.memory import MemoryRegistry
 from bridge.http.api import handlers, openapi
 from bridge.http.api.auth import ApiAuth
 from bridge.http.connection_guard import ConnectionGuard
-from tests.http.api.call_directory import DOCUMENT, FakeCalls, api
+from tests.http.api.call_directory import DOCUMENT, FakeCalls, api, no_address
 
 
 def test_the_document_is_valid() -> None:
@@ -17,7 +18,8 @@ def test_the_document_is_valid() -> None:
 def test_routes_and_documented_operations_match() -> None:
     """Every route is documented, and every documented operation exists."""
     auth = ApiAuth("token", ConnectionGuard(Limits(), (), print), print)
-    app = handlers.application(FakeCalls(), auth)
+    fleet = handlers.FleetAccess(MemoryRegistry(), None, no_address)
+    app = handlers.applications(FakeCalls(), auth, fleet).api()
     routes = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()

@@ -1,0 +1,84 @@
+"""`bridge show`: one call, as a page, as text, or as a recording."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridge.cli.terminal import load_settings, out, stop_with
+from bridge.telemetry import trace
+
+SUFFIXES = (trace.SUFFIX, trace.PLAIN_SUFFIX)
+
+
+def show(
+    call: Annotated[
+        str, typer.Argument(help="a trace, or the SID of a call: CA...")
+    ] = "",
+    last: Annotated[
+        bool, typer.Option("--last", help="the call whose trace was written last")
+    ] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="print the call as text")
+    ] = False,
+    wav: Annotated[
+        bool,
+        typer.Option(
+            "--wav", help="write what both sides heard: caller left, agent right"
+        ),
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="folder of the traces, instead of BRIDGE_RECORD_DIR"),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--out", help="the file to write")
+    ] = None,
+) -> None:
+    """Show one call from its trace: what was said, what was heard, what went wrong.
+
+    Writes a page that a browser opens from the disk, and prints the file's name. A
+    running call can be shown, too: up to the last block that was written.
+    """
+    from bridge.picture import files, page, reading, recording
+    from bridge.picture import text as as_text
+
+    for path in _traces(call, folder, last=last):
+        try:
+            view = reading.view(path)
+        except (trace.TraceFormatError, OSError) as error:
+            stop_with(f"{path}: {error}")
+        if text:
+            as_text.show(view, out)
+            continue
+        suffix = files.WAV_SUFFIX if wav else files.PAGE_SUFFIX
+        made = write or files.beside(path, suffix)
+        content = recording.stereo_wav(view) if wav else page.page(view).encode()
+        try:
+            files.write_private(made, content)
+        except OSError as error:
+            stop_with(f"{made} cannot be written: {error.strerror}")
+        out.print(str(made), highlight=False, markup=False, soft_wrap=True)
+
+
+def _traces(call: str, folder: Path | None, *, last: bool) -> list[Path]:
+    """The traces of the call, the oldest first: one for each instance that had it."""
+    if bool(call) == last:
+        stop_with("Name a trace or a call's SID, or use --last.")
+    if call and (call.endswith(SUFFIXES) or os.sep in call):
+        return [Path(call)]
+    if folder is None:
+        folder = load_settings().record_dir
+    if folder is None:
+        stop_with("No traces: set BRIDGE_RECORD_DIR, or use --folder.")
+    begin = f"{trace.plain_name(call)}." if call else ""
+    try:
+        names = [it for it in folder.iterdir() if it.name.endswith(SUFFIXES)]
+    except OSError as error:
+        stop_with(f"{folder} cannot be read: {error.strerror}")
+    found = [it for it in names if it.name.startswith(begin)]
+    if not found:
+        stop_with(f"{folder} has no trace of {call or 'any call'}.")
+    found.sort(key=lambda it: it.stat().st_mtime)
+    return found[-1:] if last else found

@@ -1,0 +1,1 @@
+"""A call, made visible from its trace: a view, a recording, problems, a page."""
