@@ -100,11 +100,7 @@ class Call:
             now=now, bounds=services.bounds, capabilities=leg.capabilities
         )
         self._log = structlog.get_logger()
-        self._trace: Trace | None = None
-        if services.record_dir:
-            self._trace = Trace(
-                now, self._trace_lost, services.bounds, leg.capabilities
-            )
+        self._trace = self._new_trace(now)
         self._tasks = asyncio.TaskGroup()
         self._unnamed_tasks: list[asyncio.Task[None]] = []
         """Tasks from before the call's SID was known; they are renamed then."""
@@ -492,6 +488,14 @@ class Call:
         if not sid:
             self._unnamed_tasks.append(task)
         return task
+
+    def _new_trace(self, now: float) -> Trace | None:
+        """None: the operator keeps no traces."""
+        services = self._services
+        if not services.record_dir:
+            return None
+        capabilities = self._leg.capabilities
+        return Trace(now, self._trace_lost, services.bounds, capabilities)
 
     def _trace_lost(self, why: str) -> None:
         self._log.error("trace_write_failed", why=why)
