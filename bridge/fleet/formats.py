@@ -138,7 +138,7 @@ def _plain(value: object) -> str:
     """A subclass of str, such as a phone number: msgspec does not encode one."""
     if isinstance(value, str):
         return str(value)
-    raise NotImplementedError(type(value))
+    raise TypeError(f"objects of type {type(value).__name__} cannot be stored")
 
 
 def announcement(load: Any) -> bytes:
