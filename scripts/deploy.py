@@ -279,7 +279,7 @@ class Deploy:
             if each.status != "unreachable" and not each.registry_up:
                 raise DeployFailed(
                     f"{container.name} cannot reach Redis, so its calls cannot move to "
-                    "another bridge. See RegistryAway in docs/operations.md"
+                    "another bridge. See RedisUnreachable in docs/operations.md"
                 )
 
     def remove_stopped(self) -> None:

@@ -362,6 +362,12 @@ class Fleet:
         """The last lines of all output."""
         return "\n".join(filter(None, (it.tail() for it in self._processes())))
 
+    def states(self) -> dict[str, str]:
+        """`running` or `exited` of each process, by its name."""
+        return {
+            it.name: "running" if it.running else "exited" for it in self._processes()
+        }
+
     # --- actions of tests ---
 
     async def start_redis(self) -> None:

@@ -52,9 +52,11 @@ def connect(
     action_url: str | None,
     status_callback_url: str | None = None,
     parameters: Mapping[str, str] = _NO_PARAMETERS,
+    text: str = "",
+    language: str | None = None,
 ) -> str:
-    """Streams the call to `stream_url`. When the stream ends, Twilio requests
-    `action_url`.
+    """Streams the call to `stream_url`, behind the text, if there is one. When the
+    stream ends, Twilio requests `action_url`.
 
     The parameters arrive in the stream's `start` message; only text can be sent, and
     empty ones are left out. No verb follows the <Connect>: after a trailing <Pause>,
@@ -70,6 +72,8 @@ def connect(
         )
         callback["status_callback_method"] = "POST"
     document = VoiceResponse()
+    if text:
+        document.say(_spoken(text), language=language)
     stream = document.connect(**options).stream(url=_stream_url(stream_url), **callback)
     for name, value in parameters.items():
         if value:

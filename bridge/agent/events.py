@@ -165,7 +165,9 @@ class _Queue:
                 # An error in user code: logged with its traceback once per listener.
                 if not self._failed:
                     self._failed = True
-                    log.exception("listener_failed", call_sid=self._call_sid)
+                    log.warning(
+                        "listener_failed", call_sid=self._call_sid, exc_info=True
+                    )
         if self._dropped:
             log.warning(
                 "listener_events_dropped", call_sid=self._call_sid, events=self._dropped

@@ -317,7 +317,9 @@ class LiveCall:
         if unknown := [it for it in (*removed, *corrected) if it not in known]:
             raise BadRequest(f"no such items in the history: {', '.join(unknown)}")
         if silent := [it for it in corrected if not known[it].spoken]:
-            raise BadRequest(f"items without text to correct: {', '.join(silent)}")
+            raise BadRequest(
+                f"these items have no text that can be corrected: {', '.join(silent)}"
+            )
         self._do(lambda: self._control.edit_history(removed, corrected))
 
     async def heard(self) -> bool:

@@ -19,6 +19,7 @@ from pydantic import (
     GetPydanticSchema,
     PlainValidator,
     Tag,
+    WrapValidator,
 )
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -206,6 +207,16 @@ def _waiting_sound(value: object) -> Sound:
         raise mistake(f"is {shown(value)}, which {error}, or tone, or off") from None
 
 
+MAX_SENTENCE_CHARS = 80
+"""Of a sentence between two streams: the call waits 10 s for the second one."""
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_SENTENCE_CHARS:
+        raise mistake(f"is too long: write at most {MAX_SENTENCE_CHARS} characters")
+    return text
+
+
 FIXES: dict[str, str] = {}
 """Pattern -> the fix for a text that does not match."""
 
@@ -243,6 +254,11 @@ HttpsUrl = Annotated[str, _parsed_by(_https_url, _A_URL)]
 Spoken = Annotated[
     str, _parsed_by(lambda it: twiml.busy(it) and it, "cannot be said: {error}")
 ]
+ShortSentenceOrOff = Annotated[
+    Annotated[Spoken, AfterValidator(_short)],
+    WrapValidator(lambda it, read: "" if is_off(it) else read(it)),
+]
+"""Empty: off."""
 Expression = Annotated[str, _parsed_by(redaction.pattern, "{error}")]
 WaitingSound = Annotated[Sound, PlainValidator(_waiting_sound)]
 _GreetingText = Annotated[str, BeforeValidator(_greeting)]
@@ -266,6 +282,10 @@ RouteNotice = Annotated[
     Notice, keys_for(Notice, ["file", "words"], file=WavFile, words=Text)
 ]
 Seconds = Annotated[float, number(1, 3600)]
+SecondsOrOff = Annotated[
+    Seconds, WrapValidator(lambda it, read: 0.0 if is_off(it) else read(it))
+]
+"""0: off."""
 RingSeconds = Annotated[int, whole_number(RING_SECONDS[0], RING_SECONDS[-1])]
 Price = Annotated[float, number(0, 100_000, "a price per million tokens")]
 CostLimit = Annotated[float, number(0.001, 100_000, "a number")]

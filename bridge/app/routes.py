@@ -56,6 +56,8 @@ from bridge.app.route_types import (
     RingSeconds,
     RouteNotice,
     Seconds,
+    SecondsOrOff,
+    ShortSentenceOrOff,
     Spoken,
     Text,
     WaitingSound,
@@ -284,6 +286,10 @@ class RouteDefaults:
     """After an interruption without words the agent goes on."""
     waiting_sound: Given[WaitingSound] = None
     """Played while the caller waits for the agent in silence."""
+    one_moment: Given[ShortSentenceOrOff] = None
+    """What Twilio says to a caller whose answer fails again and again; empty: off."""
+    slow_tool_seconds: Given[SecondsOrOff] = None
+    """After this much silence while a tool runs the agent says that it is not done."""
     longest_seconds: Annotated[float, number(10, LONGEST_SECONDS)] = float(
         LONGEST_SECONDS
     )

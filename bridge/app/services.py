@@ -24,7 +24,13 @@ from bridge.app.routes import Route, Routes
 from bridge.app.warm_calls import WarmCalls
 from bridge.core.history import HistoryItem
 from bridge.core.limits import Bounds, Limits
-from bridge.core.rules import MOVED, Prices, Recording, Rules
+from bridge.core.rules import (
+    MOVED,
+    SLOW_TOOL_SECONDS,
+    Prices,
+    Recording,
+    Rules,
+)
 from bridge.fleet import InstanceLoad, Registry
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
@@ -33,6 +39,7 @@ from bridge.records import retention
 from bridge.records.report import CallReport, Reports
 from bridge.telemetry.metrics import Metrics
 from bridge.telemetry.trace_file import TraceWriter
+from twiml.spoken_texts import MOMENT
 
 
 @dataclass(slots=True)
@@ -105,6 +112,9 @@ class Services:
     missing_for_warm: tuple[str, ...] = ()
     record_dir: Path | None = None
     waiting_sound: Sound = TONE
+    slow_tool_seconds: float = SLOW_TOOL_SECONDS
+    one_moment: bool = False
+    """Twilio asks how a call goes on when its stream has ended."""
     """Of routes that set none."""
     session_seconds: float | None = None
     """Age at which a model session is replaced by a new one."""
@@ -200,6 +210,19 @@ def _was_cut_off(recording_id: str, history: Sequence[HistoryItem]) -> bool:
     return False
 
 
+def moment_text(route: Route) -> str:
+    """The sentence that asks a caller of this route to wait; empty: none. The usual one
+    is English."""
+    if route.one_moment is not None:
+        return route.one_moment
+    return MOMENT if (route.language or "en").startswith("en") else ""
+
+
+def _slow_tool_seconds(route: Route, usual: float) -> float | None:
+    seconds = route.slow_tool_seconds
+    return (usual if seconds is None else seconds) or None
+
+
 def rules_for(
     route: Route,
     greeting: str | None,
@@ -207,6 +230,9 @@ def rules_for(
     session_seconds: float | None = None,
     ceilings: Ceilings = Ceilings(),
     waiting_sound: Sound = TONE,
+    slow_tool_seconds: float = SLOW_TOOL_SECONDS,
+    *,
+    one_moment: bool = False,
 ) -> Rules:
     """The Rules of a call on this route; `snapshot` is what earlier streams of the call
     have used and said."""
@@ -231,6 +257,8 @@ def rules_for(
         key_actions=tuple(route.keys),
         resumes_after_noise=route.resume_after_noise,
         waiting_sound=(route.waiting_sound or waiting_sound).payload,
+        one_moment=one_moment and bool(moment_text(route)),
+        slow_tool_seconds=_slow_tool_seconds(route, slow_tool_seconds),
         history=snapshot.history,
         elapsed=snapshot.call_seconds,
         word=why if snapshot.history else "",

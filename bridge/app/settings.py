@@ -29,6 +29,7 @@ from pydantic_settings.sources import PydanticBaseSettingsSource
 from bridge.app import values
 from bridge.app.recordings import TONE
 from bridge.app.values import LOCAL_MODEL
+from bridge.core.rules import SLOW_TOOL_SECONDS
 
 OPENAI_MODEL_URL = "wss://api.openai.com/v1/realtime"
 GREETING = "Greet the caller in one short, friendly sentence and ask how you can help."
@@ -111,6 +112,7 @@ class Settings(BaseSettings):
     transcription_model: values.Text = "gpt-transcribe"
     greeting: values.Text = GREETING  # empty: the caller speaks first
     waiting_sound: values.WaitingSound = TONE  # of routes that set none
+    slow_tool_seconds: values.Seconds = SLOW_TOOL_SECONDS  # the same; 0: never
     max_calls: values.Count = 200
     # All instances share it.
     redis_url: values.RedisUrl | None = Field(default=None, repr=False)

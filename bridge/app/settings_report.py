@@ -257,10 +257,6 @@ def _in_force(settings: Settings) -> list[Finding]:
     it = settings
     model = it.model_target.partition("?")[0]
     redis = redis_address(it.redis_url.get_secret_value()) if it.redis_url else ""
-    full = {
-        "queue": f"is queue: callers wait up to {it.queue_seconds:g} s for a line",
-        "fallback": "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER",
-    }
     lines: dict[str, object] = {
         "BRIDGE_PORT": f"listens on {it.host}, port {it.port}",
         "BRIDGE_AGENT": f"is {it.agent}",
@@ -282,8 +278,9 @@ def _in_force(settings: Settings) -> list[Finding]:
         "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
         "BRIDGE_FALLBACK": it.fallback and "is on: callers do not reach the agent",
         "BRIDGE_ADVERTISE_URL": it.advertise_url and f"is {it.advertise_url}",
-        "BRIDGE_WHEN_FULL": full.get(it.when_full, ""),
+        "BRIDGE_WHEN_FULL": _when_full(it),
         "BRIDGE_WAITING_SOUND": f"is {it.waiting_sound.name}",
+        "BRIDGE_SLOW_TOOL_SECONDS": f"is {it.slow_tool_seconds:g}",
         "BRIDGE_ROUTES": it.routes and f"is {it.routes}",
         "BRIDGE_MODEL_AUDIO": it.model_audio == "pcm" and "is pcm: audio is transcoded",
         "BRIDGE_MODEL_READY_ON": it.model_ready_on == "session.created"
@@ -302,6 +299,15 @@ def _in_force(settings: Settings) -> list[Finding]:
         "TWILIO_AUTH_TOKEN_SECONDARY": it.twilio_auth_token_secondary and "is set",
     }
     return [Finding("ok", name, str(text)) for name, text in lines.items() if text]
+
+
+def _when_full(settings: Settings) -> str:
+    if settings.when_full == "queue":
+        seconds = settings.queue_seconds
+        return f"is queue: callers wait up to {seconds:g} s for a line"
+    if settings.when_full == "fallback":
+        return "is fallback: callers are connected to BRIDGE_FALLBACK_NUMBER"
+    return ""
 
 
 def _each(verb: str, items: Iterable[object]) -> str:

@@ -156,6 +156,9 @@ async def _open_services(
             trace_writer=trace_writer,
             fallback=fallback,
             waiting_sound=settings.waiting_sound,
+            slow_tool_seconds=settings.slow_tool_seconds,
+            # A TwiML Bin, whose streams have no tickets, may name no next step.
+            one_moment=settings.tickets == "required",
             session_seconds=settings.session_seconds or None,
             account_sids=settings.account_sids,
             capacity=capacity,

@@ -96,7 +96,9 @@ class Actions:
 
     def send_raw(self, event: Mapping[str, Any]) -> None:
         if event["type"] == APPEND and not self._capabilities.has_audio:
-            raise BadRequest("this call takes no audio: the model's server has it")
+            raise BadRequest(
+                "the audio of a SIP call does not pass the bridge: nothing can be added"
+            )
         self._send_raw(event)
 
     def edit_history(
@@ -124,9 +126,13 @@ class Actions:
         if not self._refer:
             return await self._end_when_heard(("agent", "transferred"), transfer)
         if transfer.caller_id:
-            raise BadRequest("this call's line cannot set the number that is shown")
+            raise BadRequest(
+                "a SIP call cannot set the number that is shown (caller_id)"
+            )
         if transfer.digits or transfer.whisper or transfer.accept:
-            raise BadRequest("this call's line connects the caller at once")
+            raise BadRequest(
+                "a SIP call cannot have digits, whisper or accept in a transfer"
+            )
         if not await self._wait_until_heard(None):
             return False
         await self._refer(transfer)
@@ -134,7 +140,7 @@ class Actions:
 
     async def send_digits(self, digits: str) -> bool:
         if not self._capabilities.has_audio:
-            raise BadRequest("this call's line plays no tones")
+            raise BadRequest("a SIP call cannot send digits")
         if not await self._wait_until_heard(None):
             return False
         tones = base64.b64encode(g711.key_tones(digits, *self.tones)).decode()

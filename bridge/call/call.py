@@ -51,6 +51,7 @@ from bridge.core.commands import (
     MuteSession,
     Note,
     Pressed,
+    SayOneMoment,
     Started,
     Switch,
     ToCaller,
@@ -70,6 +71,7 @@ from bridge.core.inputs import (
 from bridge.fleet.plan import AnsweredBy
 from bridge.model.session import Early, SessionPlan
 from bridge.records.report import report_of
+from bridge.telemetry.log import level_of_end
 from bridge.telemetry.trace import Trace
 
 CLOSE_SECONDS = 1.0
@@ -242,6 +244,8 @@ class Call:
             services.session_seconds,
             services.ceilings,
             services.waiting_sound,
+            services.slow_tool_seconds,
+            one_moment=services.one_moment,
         )
         self.feed(SetRules(rules))
         continuity.start_checkpoint()
@@ -273,7 +277,8 @@ class Call:
         self._services.metrics.calls_active.dec()
         self._services.metrics.calls.labels(outcome).inc()
         seconds = round(time.monotonic() - self._connected_at, 3)
-        self._log.info("call_ended", outcome=outcome, seconds=seconds)
+        level = level_of_end(self._ending.by, self._ending.why)
+        self._log.log(level, "call_ended", outcome=outcome, seconds=seconds)
         live, continuity = self._live, self._continuity
         if live and continuity:
             self._services.quotas.ended(live.call_sid, goes_on=continuity.has_moved)
@@ -366,6 +371,8 @@ class Call:
                     self._start_on_stream(facts_of(start))
                 case Started(start):
                     self._continue_on(start.stream_sid)
+                case SayOneMoment():
+                    self.start_task(self._say_one_moment(), "one moment")
                 case MuteSession(on):
                     self._agent.mute(on)
                 case WaitDone(wait, done):
@@ -391,6 +398,11 @@ class Call:
         self.feed(StreamLost())
         if self._continuity and not self._ended.is_set():
             self._continuity.stream_lost()
+
+    async def _say_one_moment(self) -> None:
+        assert self._continuity, "the call has begun"
+        await self._continuity.plan_sentence()
+        self._leg.leave_stream()
 
     def begin(self, facts: CallFacts) -> None:
         """A call without a stream begins."""
@@ -475,7 +487,7 @@ class Call:
         """The caller has returned on a new stream."""
         assert self._live and self._continuity, "an earlier stream started the call"
         self._live.facts = replace(self._live.facts, stream_sid=stream_sid)
-        self._log.info("line_back", new_stream_sid=stream_sid)
+        self._log.info("stream_back", new_stream_sid=stream_sid)
         self._continuity.register_stream(stream_sid)
 
     # --- tasks ---

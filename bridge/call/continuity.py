@@ -16,7 +16,7 @@ from bridge.call.checkpoint import Checkpoint
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import End
 from bridge.core.conversation import Conversation
-from bridge.fleet import CallEntry, NextStep, Then
+from bridge.fleet import ONE_MOMENT, CallEntry, NextStep, Then
 from bridge.fleet.plan import PLAN_SECONDS, Plan
 from bridge.fleet.snapshot import CallSnapshot, SavedMessage, moment
 from bridge.websocket.text_socket import StartTask
@@ -28,6 +28,9 @@ for 600 s at most."""
 MAX_TRANSFERS = 5
 """Limit per call, over all its streams: it stops an agent that transfers in a
 circle."""
+
+ONE_MOMENT_SECONDS = 10.0
+"""Twilio asks as soon as the stream has ended."""
 
 TAKEN_OVER = "taken_over"
 
@@ -172,6 +175,12 @@ class Continuity:
 
     def count_transfer(self) -> None:
         self._transfers += 1
+
+    async def plan_sentence(self) -> None:
+        """The stream is about to be left: makes Twilio say a sentence before the next
+        one."""
+        name = f"{ONE_MOMENT}:{self._live.call_sid}"
+        await self._registry.put(name, b"1", ONE_MOMENT_SECONDS)
 
     def stream_lost(self) -> None:
         """Stores a snapshot at once: Twilio asks for the next step now, and any

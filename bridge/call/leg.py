@@ -90,6 +90,9 @@ class CallLeg(Protocol):
     def send(self, texts: list[str], now: float) -> None:
         """Sends the messages of commands `ToCaller`."""
 
+    def leave_stream(self) -> None:
+        """Closes the stream, and lets the call wait for its next one."""
+
     async def take_over(self, phone: IdentifiedPhone) -> bool:
         """Goes on with a newer stream of the call, until that one has finished. False:
         the leg does not use it."""

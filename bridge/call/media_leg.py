@@ -81,6 +81,11 @@ class MediaLeg:
         await stream.finished.wait()
         return True
 
+    def leave_stream(self) -> None:
+        if self._stream:
+            self._stream.stop()
+            self.stream_closed()
+
     async def close(self, ending: End) -> None:
         """Closes the stream; safe to call twice. Twilio asks for the next step as soon
         as it is closed."""

@@ -92,6 +92,9 @@ class SipLeg:
     async def take_over(self, phone: IdentifiedPhone) -> bool:
         return False
 
+    def leave_stream(self) -> None:
+        """There is none."""
+
     async def close(self, ending: End) -> None:
         """Ends the call at OpenAI, where it would go on and cost money: in a task that
         may outlive the call, so that its limit does not delay the report."""
@@ -112,8 +115,10 @@ class SipLeg:
                     self.caller_left()
                     raise CallOver from None
             except CallsApiError as error:
-                self._log.error("sip_transfer_failed", why=error.why)
-                raise BadRequest("the transfer was refused by the phone line") from None
+                self._log.warning("sip_transfer_failed", why=error.why)
+                raise BadRequest(
+                    "OpenAI refused the transfer of the SIP call"
+                ) from None
             self._left = True
             self._call.feed(EndCall("agent", "transferred"))
 

@@ -185,7 +185,7 @@ def demo(
         stop_with(f"The call failed: {error}")
     demo_call.show(call, out)
     if failures := demo_call.failures(call):
-        stop_with("This should not have happened:", *failures)
+        stop_with("The call was placed, and has these faults:", *failures)
 
 
 @app.command("call")
@@ -246,7 +246,7 @@ def connect(
         str | None,
         typer.Option(
             help="URL that Twilio asks while the bridge cannot be reached, such as a "
-            "TwiML Bin's; not at the bridge"
+            "TwiML Bin's; a URL of the bridge would not answer either"
         ),
     ] = None,
     check: Annotated[

@@ -12,29 +12,34 @@ from bridge.telemetry import trace
 SUFFIXES = (trace.SUFFIX, trace.PLAIN_SUFFIX)
 
 
+CallArgument = Annotated[
+    str, typer.Argument(help="a trace, or the SID of a call: CA...")
+]
+LastOption = Annotated[
+    bool, typer.Option("--last", help="the call whose trace was written last")
+]
+TextOption = Annotated[bool, typer.Option("--text", help="print the call as text")]
+SvgOption = Annotated[
+    bool, typer.Option("--svg", help="write the text as a picture, for documents")
+]
+WavOption = Annotated[
+    bool,
+    typer.Option("--wav", help="write what both sides heard: caller left, agent right"),
+]
+FolderOption = Annotated[
+    Path | None, typer.Option(help="folder of the traces, instead of BRIDGE_RECORD_DIR")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="the file to write")]
+
+
 def show(
-    call: Annotated[
-        str, typer.Argument(help="a trace, or the SID of a call: CA...")
-    ] = "",
-    last: Annotated[
-        bool, typer.Option("--last", help="the call whose trace was written last")
-    ] = False,
-    text: Annotated[
-        bool, typer.Option("--text", help="print the call as text")
-    ] = False,
-    wav: Annotated[
-        bool,
-        typer.Option(
-            "--wav", help="write what both sides heard: caller left, agent right"
-        ),
-    ] = False,
-    folder: Annotated[
-        Path | None,
-        typer.Option(help="folder of the traces, instead of BRIDGE_RECORD_DIR"),
-    ] = None,
-    write: Annotated[
-        Path | None, typer.Option("--out", help="the file to write")
-    ] = None,
+    call: CallArgument = "",
+    last: LastOption = False,
+    text: TextOption = False,
+    svg: SvgOption = False,
+    wav: WavOption = False,
+    folder: FolderOption = None,
+    write: OutOption = None,
 ) -> None:
     """Show one call from its trace: what was said, what was heard, what went wrong.
 
@@ -52,9 +57,13 @@ def show(
         if text:
             as_text.show(view, out)
             continue
-        suffix = files.WAV_SUFFIX if wav else files.PAGE_SUFFIX
+        if wav:
+            suffix, content = files.WAV_SUFFIX, recording.stereo_wav(view)
+        elif svg:
+            suffix, content = files.SVG_SUFFIX, as_text.svg(view).encode()
+        else:
+            suffix, content = files.PAGE_SUFFIX, page.page(view).encode()
         made = write or files.beside(path, suffix)
-        content = recording.stereo_wav(view) if wav else page.page(view).encode()
         try:
             files.write_private(made, content)
         except OSError as error:

@@ -18,7 +18,7 @@ from bridge.core.history import History, Playing
 from bridge.core.limits import Bounds
 from bridge.core.playback import Key, Playback
 from bridge.core.realtime_requests import EventIds
-from bridge.core.responses import MAX_OPEN, remember
+from bridge.core.responses import MAX_OPEN, Response, remember
 from bridge.core.sessions import Sessions
 from bridge.core.speech import CallSpeech
 from bridge.core.spoken_items import SpokenItems
@@ -296,7 +296,7 @@ class AgentSpeech(CallSpeech):
     def session_lost(self, now: float, *, tools: bool) -> list[Command]:
         """Twilio still plays the queued audio, and the next session continues after
         it."""
-        running = list(self.responses.running.values())
+        running = self._awaited
         self.broken_off = self.broken_off or any(it.sent_audio for it in running)
         if any(not (it.called_tool and tools) for it in running):
             self.responses.want(now)
@@ -315,8 +315,9 @@ class AgentSpeech(CallSpeech):
         until now."""
         running = self.responses.running
         live = self._items.live
-        broken_off = any(response.sent_audio for response in running.values())
-        self.responses.stream_lost(wants=bool(running) and not broken_off, now=now)
+        awaited = self._awaited
+        broken_off = any(response.sent_audio for response in awaited)
+        self.responses.stream_lost(wants=bool(awaited) and not broken_off, now=now)
         commands: list[Command] = []
         for response_id in running:
             commands += self._cancel(response_id)
@@ -338,6 +339,12 @@ class AgentSpeech(CallSpeech):
         return self._items.playing(now)
 
     # --- helpers ---
+
+    @property
+    def _awaited(self) -> list[Response]:
+        """The responses that are generated and not cut, without interim answers."""
+        running = self.responses.running.items()
+        return [it for id, it in running if not self.responses.is_interim(id)]
 
     def _is_late(self, response_id: str, item_id: str) -> bool:
         return (

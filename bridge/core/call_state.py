@@ -13,8 +13,10 @@ from bridge.core.capabilities import Capabilities
 from bridge.core.commands import Command, End
 from bridge.core.endings import HANDED_OVER, Endings
 from bridge.core.history import History
+from bridge.core.interim_answers import InterimAnswers
 from bridge.core.limits import Bounds
 from bridge.core.model_side import ModelSide
+from bridge.core.one_moment import OneMoment
 from bridge.core.opening import Opening
 from bridge.core.outbox import Outbox
 from bridge.core.pressed_keys import Keys
@@ -22,6 +24,7 @@ from bridge.core.realtime_requests import EventIds
 from bridge.core.rules import Rules
 from bridge.core.running_tools import RunningTools
 from bridge.core.sessions import Sessions
+from bridge.core.silent_wait import SilentWait
 from bridge.core.sip_speech import SipSpeech
 from bridge.core.speech import CallSpeech
 from bridge.core.stream_presence import StreamPresence
@@ -84,10 +87,26 @@ class CallState:
             self.tools,
         )
         speech, caller = self.media_speech, self.caller
-        self.waiting_sound = WaitingSound(self.activity, speech, caller)
         self.opening = Opening(speech, caller, self.model, self.history, self.stream)
         self.endings = Endings(self.activity, self.model, self.end, now)
+        self._watch_silence()
         self.rules = Rules()
+
+    def _watch_silence(self) -> None:
+        """Adds what a caller gets who waits in silence."""
+        self.silent_wait = SilentWait(self.activity, self.speech, self.caller)
+        wait = self.silent_wait
+        self.waiting_sound = WaitingSound(wait, self.media_speech, self.caller)
+        self.one_moment = OneMoment(wait, self.activity, self.responses, self.endings)
+        self.interim_answers = InterimAnswers(
+            wait,
+            self.activity,
+            self.endings,
+            self.model,
+            self.speech,
+            self.tools,
+            self.history,
+        )
 
     @property
     def state(self) -> State:
@@ -113,6 +132,8 @@ class CallState:
         self.keys.set_rules(rules.key_pause_seconds, rules.key_actions)
         self.endings.set_rules(rules, self.began)
         self.waiting_sound.sound = rules.waiting_sound
+        self.interim_answers.seconds = rules.slow_tool_seconds
+        self.one_moment.allowed = rules.one_moment and self.capabilities.next_step
         self.opening.recordings = rules.recordings
         self.stream.ends_silent = rules.silent_seconds is not None
         for item in rules.history:
@@ -126,9 +147,15 @@ class CallState:
             return []
         outstanding = self.activity.outstanding
         self.endings.watch(outstanding, now)
+        heard: list[Command] = []
         if self.started:
-            self.waiting_sound.watch(outstanding, now)
-        heard = self.opening.watch(outstanding, now) if self.started else []
+            self.silent_wait.watch(outstanding, now)
+            self.waiting_sound.watch(now)
+            if self.silent_wait.since is not None or self.one_moment.due_at:
+                self.one_moment.watch()
+            heard = self.opening.watch(outstanding, now)
+            if self.tools.calls or self.interim_answers.is_active:
+                heard += self.interim_answers.watch(now)
         may_roll_over = self.sessions.spare is not None and self.endings.at is None
         if may_roll_over and self.activity.is_quiet(outstanding):
             return heard + self.model.roll_over(now)

@@ -69,6 +69,10 @@ class CloseConnection(CoreOutput, frozen=True):
     connection: int
 
 
+class SayOneMoment(CoreOutput, frozen=True):
+    """Leave the stream, so that Twilio says a sentence and opens another one."""
+
+
 class MuteSession(CoreOutput, frozen=True):
     """Makes the model's server ignore the caller's audio (`on`), which does not pass
     here; or hear it again."""
@@ -115,6 +119,7 @@ Command = (
     | Dial
     | Switch
     | CloseConnection
+    | SayOneMoment
     | MuteSession
     | WaitDone
     | Pressed

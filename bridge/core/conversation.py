@@ -159,6 +159,8 @@ class Conversation:
             self._call.caller.due_at,
             self._call.keys.due_at,
             self._call.waiting_sound.due_at,
+            self._call.interim_answers.due_at,
+            self._call.one_moment.due_at,
             self._answer_late_at,
             self._unanswered_until,
             self._call.endings.limit_due_at,
@@ -296,6 +298,8 @@ class Conversation:
             self._call.speech.retry_if_due,
             self._unanswered_due,
             self._answer_due,
+            self._call.interim_answers.ask_if_due,
+            self._call.one_moment.say_if_due,
             self._call.waiting_sound.play_if_due,
             self._call.endings.apply_limits,
         ):

@@ -8,10 +8,7 @@ from bridge.core.call_state import CallState
 from bridge.core.commands import Command, Note, Value
 from bridge.core.model_side import PROBE_ID
 from bridge.core.responses import NOW
-from bridge.core.speech import ANSWER_ID
-
-RETRIED = "answer_retried"
-"""Name of the Note of a failed response that is requested again."""
+from bridge.core.speech import ANSWER_ID, INTERIM_ID
 
 MAX_MESSAGE_CHARS = 2000
 """Characters kept of the message of a model error: only people read it."""
@@ -35,7 +32,7 @@ class Failures:
             return None
         if not self._server_answers:
             self._call.responses.want(now, now + wait if wait else NOW)
-        return Note(RETRIED, {"seconds": wait})
+        return Note("answer_retried", {"seconds": wait})
 
     def retry_silent(self, now: float) -> Note | None:
         """A response that the caller waits for is complete without a sound. As
@@ -72,6 +69,8 @@ class Failures:
                 return [note, *self._call.model.redial("error", now)]
             # The session would go on with the server's defaults: PCM, no instructions.
             return [note, *self._call.end("model", "refused", now)]
+        if error.event_id == INTERIM_ID:
+            return [note, *self._call.interim_answers.refused(error, now)]
         if error.code == errors.ACTIVE_CODE:
             # Refused because a response is active: our request, or the server's own
             # response to what the caller said while the agent went on speaking.

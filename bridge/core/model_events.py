@@ -92,7 +92,8 @@ class ModelEvents:
 
     def _response_created(self, response_id: str, now: float) -> list[Command]:
         self._interruptions.response_created()
-        return self._call.speech.response_created(response_id, now)
+        commands = self._call.speech.response_created(response_id, now)
+        return commands + self._call.interim_answers.created(response_id)
 
     def _transcribed(self, item_id: str, transcript: str) -> list[Command]:
         """A turn of the caller has a transcript."""
@@ -146,6 +147,7 @@ class ModelEvents:
         completed = status in ("completed", None)
         silent = wanted and completed and not sounded and self._is_silent(response)
         fails = wanted and not speaks_later
+        fails = fails and not self._call.responses.is_interim(response.id)
         lost = silent or (fails and errors.is_lost(status, sounded=sounded))
         retried = None
         # Before the response ends: the next one must not be requested too early.
@@ -158,6 +160,7 @@ class ModelEvents:
         commands: list[Command] = []
         if wanted and status == "incomplete" and sounded:
             commands = self._continue(response.id, why, now)
+        commands += self._call.interim_answers.done(response, sounded=sounded)
         commands += self._call.speech.response_done(
             response.id, now, completed=completed
         )

@@ -140,6 +140,24 @@ class ModelSide:
 
     # --- messages to the model ---
 
+    def add_passing(self, text: str) -> tuple[str, ToModel]:
+        """An instruction that is withdrawn (`withdraw`) once it does not hold any more;
+        only while there is a session. Returns the id of its item, too."""
+        item_id = self._outbox.new_id()
+        event = realtime_requests.message(
+            "system", text, self._ids.next(), item_id=item_id
+        )
+        return item_id, self._send_event(event)
+
+    def withdraw(self, item_id: str) -> list[Command]:
+        """Removes an item from the model's conversation."""
+        if self._sessions.has_session:
+            return self.edit((item_id,), {})
+        # The next session does not get it.
+        self._history.remove(item_id)
+        self._outbox.gone(item_id)
+        return []
+
     def commit(self) -> list[Command]:
         """Ends the caller's turn: only while they speak, so there is a session."""
         return [ToModel(realtime_requests.commit(self._ids.next()))]
@@ -172,6 +190,7 @@ class ModelSide:
             # The SDK asks for a second result only after the response that has it.
             self._results_covered = False
             return []
+        self._responses.drop_interim_request()
         self._responses.hold(now, waits=self._awaits_results)
         return self.ask(now)
 
@@ -262,9 +281,11 @@ class ModelSide:
         if self._capabilities.replaces_sessions:
             # The session answers pings and nothing else: use another one.
             return self.redial("answer_late", now)
+        only_interim = all(map(self._responses.is_interim, self._responses.ids))
+        wanted = self._responses.is_requested or not only_interim
         dropped = self._speech.drop_responses(now)
-        if self._responses.is_requested:
-            return dropped  # another one was owed
+        if self._responses.is_requested or not wanted:
+            return dropped  # another one was owed, or none
         return dropped + self._speech.request_response(now)
 
     def _send_event(self, text: str) -> ToModel:

@@ -86,6 +86,11 @@ class Outbox:
         """Makes the item ids of this stream different from those of other streams."""
         self._owner = "".join(it for it in stream_sid if it.isalnum())[-MAX_ID_CHARS:]
 
+    def new_id(self) -> str:
+        """An id for an item."""
+        self._serial += 1
+        return f"b_{self._owner}_{self._serial}"
+
     def sent(self, text: str) -> str:
         """Remembers a client event that goes to the model now. Returns the event to
         send; an item without an id gets one."""
@@ -100,8 +105,7 @@ class Outbox:
         if item.get("type") == "mcp_approval_response":
             return text  # a new session did not request this approval
         if not item.get("id"):
-            self._serial += 1
-            item["id"] = f"b_{self._owner}_{self._serial}"
+            item["id"] = self.new_id()
             event.setdefault("event_id", f"bridge_{item['id']}")
             text = msgspec.json.encode(event).decode()
         # If the item is sent again, it goes to the end: the item before it may be gone.

@@ -42,7 +42,7 @@ class PhoneSide:
     def probe(self, now: float) -> list[Command]:
         """Asks a stream that sends nothing whether it is there."""
         self._call.stream.probed(now)
-        return [Note("line_probed"), *self._speech.probe(now)]
+        return [Note("stream_probed"), *self._speech.probe(now)]
 
     @property
     def version(self) -> int:
@@ -139,7 +139,7 @@ class PhoneSide:
         self._call.endings.stream_lost()
         self._call.opening.stream_lost()
         lost = [
-            Note("line_lost"),
+            Note("stream_lost"),
             *self._speech.stream_lost(now),
             *self._call.changed(now),
         ]
@@ -155,13 +155,16 @@ class PhoneSide:
         seconds = self._call.stream.back(now)
         self._speech.new_stream(out, Playback(now), now)
         self._call.caller.new_stream(now)
-        back: list[Command] = [Note("line_back", {"seconds": seconds})]
+        left = self._call.one_moment.stream_back(now)
+        back: list[Command] = [Note("stream_back", {"seconds": seconds})]
         if not self._call.sessions.had_session:
             return back  # the greeting follows, once there is a session
         saying_goodbye = self._call.endings.stream_back(now)
         if saying_goodbye and not self._speech.broken_off:
             # The agent says only the goodbye; it is owed if it had not begun.
             return back + self._speech.request_if_free(now)
+        if left and not (saying_goodbye or self._speech.broken_off):
+            return back + self._speech.request_if_free(now)  # when its time comes
         text = CUT_OFF if self._speech.broken_off else BACK
         self._speech.broken_off = False
         if not saying_goodbye:

@@ -18,9 +18,9 @@ MARK_BYTES = 200 * BYTES_PER_MS
 """Most audio between two marks. A stall of playback is noticed only at the next mark,
 so positions may be wrong for at most this much audio."""
 
-PIECE_BYTES = 1599
-"""A longer delta is cut into pieces of this size: the largest under MARK_BYTES at which
-base64 can be cut (a multiple of 3)."""
+PIECE_BYTES = 1584
+"""A longer delta is cut into pieces of this size: the largest under MARK_BYTES of whole
+milliseconds at which base64 can be cut (a multiple of 3)."""
 
 LOW_SECONDS = 0.12
 """If less than this is queued by our estimate, jitter may already have emptied the
@@ -53,6 +53,10 @@ parts a clear and its fence by less."""
 STOPPED_MS = 1000
 """How much longer a network may hold a clear that is late, when the model must be told
 before the fence is back."""
+
+LONGEST_HELD_MS = 2500
+"""Longest time for which a network holds a message and all behind it: TCP sends a lost
+packet again after 0.2 to 1 s, and then after twice that time."""
 
 MARGIN_MS = 100
 """The same where nothing shows that the clear is late: more than the jitter."""
@@ -238,6 +242,8 @@ class Playback:
         self._undecided: list[tuple[SentMark, Window]] = []
         """Marks that came back while a fence has not: played, or flushed. Only the
         marks behind them, and the fence, show which."""
+        self._played_mark_sent_at = -math.inf
+        """When the last mark was sent that was played."""
         self._serial = 0
         self._last_mark = 0
         self._last_starts = False
@@ -304,8 +310,7 @@ class Playback:
         elif self._may_be_flushed(moment):
             self._undecided.append((mark, moment))
         elif mark.position >= self.played:
-            self._pin(mark, moment)
-            self._advance(mark.position)
+            self._was_played(mark, moment)
         return mark
 
     def settle_late_fence(
@@ -476,18 +481,35 @@ class Playback:
             if late and together:
                 # Playing had paused before the mark. Nothing shows where, nor whether
                 # it has gone on since.
-                cut_at = (self.played + mark.position) // 2
+                cut_at = self._middle(mark.position)
                 break
             played_at = min(echoed.latest, echoed.low + FRAME_MS)
             if due <= played_at + (0 if together else FRAME_MS):
-                self._pin(mark, echoed)
-                self._advance(mark.position)
+                self._was_played(mark, echoed)
         if cut_at is None:
-            cut_at = self._position(moment.latest)
-            if held and self.played < fence.position <= cut_at:
-                # The network may have held the last piece, too.
-                cut_at = (self.played + fence.position) // 2
+            cut_at = min(self._position(moment.latest), fence.position)
+            later = (it.position for it, _ in echoes if it.position > self.played)
+            if held and self._may_be_held(moment):
+                # The network may have held the piece behind the last mark, too.
+                end = max(next(later, fence.position), cut_at)
+                cut_at = min(cut_at, self._middle(end))
         self._cut_at(fence.position, cut_at)
+
+    def _may_be_held(self, moment: Window) -> bool:
+        """The piece behind the last mark that was played was not sent long before this
+        moment, at which the network let everything through that it had held."""
+        arrived = self._echoed_at_once(self._played_mark_sent_at)
+        return moment.latest < arrived + LONGEST_HELD_MS
+
+    def _middle(self, position: int) -> int:
+        """The cut, if it may be anywhere from `played` to `position`: the largest error
+        is the smallest then, also in the whole milliseconds that the model is told."""
+        return (self.played + position + BYTES_PER_MS) // 2
+
+    def _was_played(self, mark: SentMark, moment: Window) -> None:
+        self._pin(mark, moment)
+        self._advance(mark.position)
+        self._played_mark_sent_at = mark.sent_at
 
     def _pin(self, mark: SentMark, moment: Window) -> None:
         """A mark was played: computes from its moment when byte 0 would have begun."""

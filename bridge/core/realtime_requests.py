@@ -63,6 +63,12 @@ def create_response(event_id: str) -> str:
     return _client_event("response.create", event_id)
 
 
+def create_response_without_tools(event_id: str) -> str:
+    """A response that calls no tool."""
+    response = {"tool_choice": "none"}
+    return _client_event("response.create", event_id, response=response)
+
+
 def message(
     role: str,
     text: str,

@@ -145,6 +145,11 @@ class Responses:
         self._request = Request.NONE
         self._wanted_at: float | None = None
         """From when on a wanted response may be requested; None: none is wanted."""
+        self._asks_interim = False
+        """The request that is SENT is for an interim answer: the agent says that a tool
+        still runs. The caller does not wait for that, so it is not repeated."""
+        self._interim: dict[str, None] = {}
+        """Ids of interim answers."""
         self._running: dict[str, Response] = {}
         self._cut: dict[str, None] = {}
         self.unanswered = False
@@ -207,10 +212,11 @@ class Responses:
         of a retry that is under way stays: until then no response can come."""
         self.progress = max(now, NOW if self._wanted_at is None else self._wanted_at)
 
-    def requested(self, now: float) -> None:
+    def requested(self, now: float, *, interim: bool = False) -> None:
         """response.create is sent now, at `request_at` or later."""
         self._wanted_at, self._held_until = None, NOW
         self._on(RequestEvent.SEND)
+        self._asks_interim = interim
         self.made_progress(now)
 
     def repeat_request(self, now: float) -> None:
@@ -219,6 +225,12 @@ class Responses:
         if self._request is Request.SENT:
             self._on(RequestEvent.STOP)
             self.want(now)
+
+    def drop_interim_request(self) -> None:
+        """An answer is owed now: an interim answer that the server has not begun is not
+        needed any more."""
+        if self._asks_interim:
+            self._on(RequestEvent.STOP)
 
     def request_failed(self) -> bool:
         """The requested response will not come. False: it was stopped, so nobody waits
@@ -234,7 +246,7 @@ class Responses:
         CallSpeech.interrupt."""
         if only is None:
             self._on(RequestEvent.STOP)
-        elif cut != {only}:
+        elif not cut <= {only, *self._interim}:
             self.want(now)
         if answers:
             # The server's response is another try, with a time of its own.
@@ -248,7 +260,7 @@ class Responses:
     def session_lost(self, now: float) -> None:
         """The session is lost, with the requested response: that one is owed, unless it
         was stopped."""
-        if self._request is Request.SENT:
+        if self._request is Request.SENT and not self._asks_interim:
             self.want(now)
         self._own_until = NOW
         self._on(RequestEvent.FAILED)
@@ -257,7 +269,7 @@ class Responses:
     def stream_lost(self, *, wants: bool, now: float) -> None:
         """The stream is lost: the requested response is cancelled when it is created,
         and owed. `wants`: a response that was cut before it could be heard is, too."""
-        if wants or self.is_requested:
+        if wants or (self.is_requested and not self._asks_interim):
             self.want(now)
         self._on(RequestEvent.STOP)
 
@@ -272,11 +284,32 @@ class Responses:
 
     def _on(self, event: RequestEvent) -> None:
         self._request = REQUESTS[self._request][event]
+        self._asks_interim = self._asks_interim and self._request is Request.SENT
 
     @property
     def is_requested(self) -> bool:
         """A response was requested, and the server has not created it yet."""
         return self._request is not Request.NONE
+
+    @property
+    def is_failing(self) -> bool:
+        """The response that the caller waits for has failed, and is tried again."""
+        return self._failing_since is not None and self.generating
+
+    def waits_for_retry(self, now: float) -> bool:
+        """No response is under way, and the next try has its time later."""
+        at = self.request_at
+        return at is not None and at > now
+
+    @property
+    def is_free(self) -> bool:
+        """No response is wanted, requested or being generated."""
+        free = not self._running and not self.is_requested
+        return free and not self.is_wanted
+
+    def is_interim(self, response_id: str) -> bool:
+        """The agent says in this response that a tool still runs."""
+        return response_id in self._interim
 
     @property
     def is_ignored(self) -> bool:
@@ -318,11 +351,14 @@ class Responses:
             # for the turn, or a second one.
             stopped = stopped or not self.is_wanted
             self._own_until, self._wanted_at = NOW, None
-        awaited = self.is_requested or self.unanswered
+        interim = self._asks_interim and not self.unanswered
+        if interim:
+            remember(self._interim, response_id, None, MAX_OPEN)
+        awaited = (self.is_requested or self.unanswered) and not interim
         self._on(RequestEvent.CREATED)
         self.unanswered = False
         self.made_progress(now)
-        if not has_stream and not self.is_wanted:
+        if not has_stream and not interim and not self.is_wanted:
             self._wanted_at = NOW
         response = Response(is_awaited=awaited)
         remember(self._running, response_id, response, MAX_OPEN)

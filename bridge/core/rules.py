@@ -84,6 +84,18 @@ RESUME = (
 """Sent to the agent after an interruption in which the caller said nothing."""
 
 
+SLOW_TOOL_SECONDS = 7.0
+"""Usual `Rules.slow_tool_seconds`: the agent needs a second to begin, and the caller
+hears it within 10 s."""
+
+NO_RESULT_YET = (
+    "You have called {tools}, and there is no result yet. The caller is waiting. Tell "
+    "them in one short sentence, in other words than before, that it takes a little "
+    "longer. Say nothing about the result, and do not say how long it takes."
+)
+"""Sent to the agent while a tool is slow (interim_answers.py)."""
+
+
 class Prices(msgspec.Struct, frozen=True):
     """Per million tokens, in the unit of the cost limit."""
 
@@ -147,3 +159,7 @@ class Rules(msgspec.Struct, frozen=True):
     waiting_sound: str | None = ""
     """Played while the caller waits for the agent in silence: base64 mu-law, again and
     again. Empty: a soft tone. None: nothing."""
+    one_moment: bool = False
+    """Twilio may say a sentence to a caller whose answer fails again and again."""
+    slow_tool_seconds: float | None = None
+    """After this much silence while a tool runs the agent says that it is not done."""

@@ -12,12 +12,15 @@ from bridge.core.commands import Command, ToModel
 from bridge.core.history import History, Playing
 from bridge.core.playback import Key
 from bridge.core.realtime_requests import EventIds
-from bridge.core.responses import MAX_OPEN, Response, Responses, remember
+from bridge.core.responses import MAX_OPEN, NOW, Response, Responses, remember
 from bridge.core.sessions import Sessions
 from bridge.core.stream_presence import StreamPresence
 
 ANSWER_ID = "bridge_answer"
 """event_id of the bridge's own response.create."""
+
+INTERIM_ID = "bridge_interim"
+"""The same for one that asks for an interim answer (interim_answers.py)."""
 
 
 class CallSpeech(ABC):
@@ -51,11 +54,11 @@ class CallSpeech(ABC):
     def response_created(self, response_id: str, now: float) -> list[Command]:
         """The server began a response; cancels it at once if it was stopped
         meanwhile."""
-        self._history.response_began()
         has_stream = not self._stream.is_lost
-        if self.responses.created(response_id, has_stream=has_stream, now=now):
-            return []
-        return self._cancel(response_id)
+        goes_on = self.responses.created(response_id, has_stream=has_stream, now=now)
+        if not self.responses.is_interim(response_id):
+            self._history.response_began()
+        return [] if goes_on else self._cancel(response_id)
 
     def item_added(self, event: realtime_events.OutputItemAdded, now: float) -> None:
         """The response has another item; messages and function calls matter here."""
@@ -142,6 +145,17 @@ class CallSpeech(ABC):
         told = self.tell_heard()
         self.responses.requested(now)
         return [*told, ToModel(realtime_requests.create_response(ANSWER_ID))]
+
+    def may_request_interim(self, now: float) -> bool:
+        """No response is wanted or under way, and one may be requested now."""
+        return self.responses.is_free and now >= self._after_fences(NOW)
+
+    def request_interim(self, now: float) -> list[Command]:
+        """Requests an interim answer; only if `may_request_interim`."""
+        told = self.tell_heard()
+        self.responses.requested(now, interim=True)
+        request = realtime_requests.create_response_without_tools(INTERIM_ID)
+        return [*told, ToModel(request)]
 
     def _after_fences(self, due_at: float) -> float:
         """When a response that is due at `due_at` may be requested: it waits for the

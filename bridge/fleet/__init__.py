@@ -37,7 +37,7 @@ class NextStep:
     language: str = ""
     """Language of the sentence that Twilio says."""
     text: str = ""
-    """The sentence that Twilio says; empty: the bridge's own."""
+    """The sentence that Twilio says; empty: the bridge's own (RESUME: none)."""
     digits: str = ""
     whisper: str = ""
     accept: bool = False
@@ -79,6 +79,10 @@ class InstanceLoad:
     def free(self) -> bool:
         return not self.draining and self.calls < self.limit
 
+
+ONE_MOMENT = "one_moment"
+"""Begins the name of a value, before the call's SID: Twilio is to say a sentence before
+the call's next stream."""
 
 TAKEN = b"taken"
 """Message to the instance that had a call: a newer stream of the call has begun."""

@@ -182,7 +182,8 @@ class ConnectionGuard:
             return
         self._waiting.add(connection)
         maximum, group = self.limits.waiting_sockets, self._waiting
-        if not self._is_trusted_proxy(address):
+        # A client that was gone before it was accepted has no address.
+        if address and not self._is_trusted_proxy(address):
             connection.client_network = client_network(address)
             per_client = self._by_address.setdefault(
                 connection.client_network, _Connections()

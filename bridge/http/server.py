@@ -197,14 +197,14 @@ class Server:
             self._await_next_request(call)
             call.end("shutdown")
         if not await _done_within(SHUTDOWN_SECONDS, self._no_calls.wait()):
-            log.warning("calls_still_running", calls=len(self._calls))
+            log.error("calls_still_running", calls=len(self._calls))
         # The listener stays open until Twilio has asked for the next steps, because
         # there may be no other instance to answer.
         requested = await _done_within(
             SHUTDOWN_SECONDS, self._no_awaited_requests.wait()
         )
         if not requested and not await self._services.registry.others():
-            log.warning(
+            log.error(
                 "shutdown_left_calls_unanswered", calls=len(self._awaiting_request)
             )
         if self._runner:

@@ -21,12 +21,12 @@ from bridge.app.outbound import (
 )
 from bridge.app.overflow import RETURNING, WAITING, Overflow, QueuePlace
 from bridge.app.routes import Route
-from bridge.app.services import Services
+from bridge.app.services import Services, moment_text
 from bridge.app.settings import Settings
 from bridge.app.warm_calls import OF_CALL, WARM
 from bridge.call.continuity import RETURN_SECONDS
 from bridge.core.transfers import FailedTransfer, instruction
-from bridge.fleet import NextStep, Then, formats
+from bridge.fleet import ONE_MOMENT, NextStep, Then, formats
 from bridge.fleet.plan import PLAN_SECONDS, Plan
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.attempts import take_attempt
@@ -38,7 +38,6 @@ from bridge.http.tickets import PATH, Tickets
 from bridge.http.warm_webhooks import WarmWebhooks
 from bridge.http.webhook_fields import Webhook
 from bridge.http.webhook_urls import DIALLED, next_url, screen_url, url
-from twiml import spoken_texts
 
 log = structlog.get_logger()
 
@@ -123,7 +122,7 @@ class Webhooks:
             # The order has expired, or is from before a restart. The person who
             # answered is not a caller, and the purpose of the call is not known any
             # more.
-            log.warning("outbound_order_unknown", call_sid=call_sid)
+            log.error("outbound_order_unknown", call_sid=call_sid)
             return _twiml(twiml.hang_up())
         if order is not None:
             own = {"Direction": "outbound", "Route": order.route}
@@ -206,7 +205,7 @@ class Webhooks:
 
         document = self._overflow.hold(route, place, time.time(), url_of)
         if document and place is None:
-            log.info("call_queued", call_sid=call_sid, why=capacity.state)
+            log.warning("call_queued", call_sid=call_sid, why=capacity.state)
         return document
 
     async def _may_wait_for_restart(self, call_sid: str) -> bool:
@@ -222,13 +221,12 @@ class Webhooks:
 
     def _restart_document(self, webhook: Webhook, route: Route) -> str:
         """The caller waits at Twilio while no instance runs; then Twilio asks again."""
-        log.info(
+        log.warning(
             "call_queued", call_sid=webhook.call_sid, why=self._services.capacity.state
         )
         query = {AFTER_TRANSFER: "1"} if AFTER_TRANSFER in webhook.query else {}
-        spoken = (route.language or "en").startswith("en")
         return twiml.hold(
-            spoken_texts.MOMENT if spoken else None,
+            moment_text(route) or None,
             ask_url=next_url(webhook, query),
             pause_seconds=RESTART_SECONDS,
             language=route.language,
@@ -260,8 +258,10 @@ class Webhooks:
         webhook: Webhook,
         parameters: Mapping[str, str],
         query: Mapping[str, str] = _NO_QUERY,
+        step: NextStep | None = None,
     ) -> str:
-        """`query`: of the `/voice/next` request that follows the stream."""
+        """`query`: of the `/voice/next` request that follows the stream. `step`: has
+        the sentence that Twilio says first."""
         origin, path = webhook.origin, PATH
         if self._tickets:
             path = self._tickets.path(webhook.account_sid, webhook.call_sid)
@@ -270,11 +270,12 @@ class Webhooks:
             action_url=next_url(webhook, query),
             status_callback_url=f"{origin}/stream-status",
             parameters=parameters,
+            text=step.text if step else "",
+            language=(step.language if step else "") or None,
         )
 
     async def _voice_next(self, webhook: Webhook) -> web.Response:
-        """`/voice/next`: the stream or a transfer has ended, and the caller is still
-        there."""
+        """`/voice/next`: the stream or a transfer has ended, the caller is there."""
         call_sid = webhook.call_sid
         if dialled := webhook.text("DialCallStatus"):
             return await self._after_transfer(webhook, dialled)
@@ -352,9 +353,15 @@ class Webhooks:
         elif await take_attempt(
             self._registry, f"resume_count:{call_sid}", MAX_RESUMES
         ):
-            step = NextStep(Then.RESUME)
+            text = await self._one_moment(call_sid, route)
+            step = NextStep(Then.RESUME, text=text, language=route.language or "")
             self._directory.expect_stream(call_sid)
         return self._respond(webhook, step, parameters)
+
+    async def _one_moment(self, call_sid: str, route: Route) -> str:
+        """The sentence that the caller hears before the next stream; empty: none."""
+        planned = await self._registry.pop(f"{ONE_MOMENT}:{call_sid}")
+        return "" if planned is None else moment_text(route)
 
     async def _retry_first_stream(
         self, webhook: Webhook, parameters: Mapping[str, str]
@@ -413,7 +420,7 @@ class Webhooks:
             case Then.HANG_UP:
                 return twiml.hang_up()
             case Then.RESUME:
-                return self._stream_document(webhook, parameters)
+                return self._stream_document(webhook, parameters, step=step)
             case Then.TRANSFER:
                 return twiml.transfer(
                     step.number,
@@ -480,7 +487,7 @@ class Webhooks:
         # The texts of Twilio, which contain no number.
         details = msgspec.structs.asdict(failed)
         shown = {key: text for key, text in details.items() if text}
-        log.info("transfer_ended", call_sid=call_sid, **shown)
+        log.warning("transfer_ended", call_sid=call_sid, **shown)
         stored = await registry.get(f"snapshot:{call_sid}")
         if stored is None:
             return _twiml(twiml.hang_up())

@@ -272,7 +272,7 @@ class HostedMcp:
             items.clear()
         self._full = False
         if called:
-            log.info(
+            log.warning(
                 "mcp_session_lost",
                 call_sid=self._host.call_sid,
                 caller_waits=caller_waits,
@@ -541,7 +541,9 @@ class HostedMcp:
             approve, reason = bool(result["approve"]), result.get("reason")
         except Exception:
             # User code raised or timed out: any failure rejects the tool call.
-            log.exception("mcp_approver_failed", call_sid=self._host.call_sid)
+            log.warning(
+                "mcp_approver_failed", call_sid=self._host.call_sid, exc_info=True
+            )
             approve, reason = False, FAILED
         if item.id in self._waiting:
             self._end_work(item.id)

@@ -178,7 +178,7 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         try:
             await user_code.call(listener.on_event, event, name=name, seconds=seconds)
         except Exception:
-            log.exception("model_listener_failed", call_sid=self._call_sid)
+            log.warning("model_listener_failed", call_sid=self._call_sid, exc_info=True)
             self.remove_listener(listener)
 
     async def send_event(self, event: RealtimeModelSendEvent) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 PAGE_SUFFIX = ".call.html"
+SVG_SUFFIX = ".call.svg"
 WAV_SUFFIX = ".call.wav"
 
 

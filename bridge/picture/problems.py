@@ -212,7 +212,7 @@ def _causes(view: CallView, begin_ms: float, end_ms: float) -> str:
     for gap in view.gaps:
         ms = inside(gap.begin_ms, gap.end_ms)
         if ms > 0:
-            names = {"line": "the line was lost", "model": "the model was lost"}
+            names = {"stream": "the stream was lost", "model": "the model was lost"}
             found.append((ms, f"{_s(ms)} of it {names[gap.kind]}"))
     for response in view.responses:
         until = response.audio_ms or response.done_ms
@@ -294,7 +294,7 @@ def unfinished_tools(view: CallView) -> Iterator[CallProblem]:
 
 
 def lost_connections(view: CallView) -> Iterator[CallProblem]:
-    names = {"line": "The caller's line", "model": "The connection to the model"}
+    names = {"stream": "The caller's stream", "model": "The connection to the model"}
     reasons = {it.at_ms: it.data.get("why") for it in view.events}
     for gap in view.gaps:
         why = reasons.get(gap.begin_ms)
@@ -409,20 +409,17 @@ def _script(text: str) -> str:
 
 
 def repeated_sentences(view: CallView) -> Iterator[CallProblem]:
-    said: dict[tuple[str, ...], float] = {}
-    heard = [it for it in view.parts if it.kind == "agent" and it.runs]
-    for part in sorted(heard, key=lambda it: it.runs[0].at_ms):
-        begin = part.runs[0].at_ms
+    said: dict[tuple[str, ...], list[float]] = {}
+    for part in view.parts:
         words = tuple(word.text.strip().lower() for word in part.words if word.heard)
-        if len(words) < SAME_WORDS:
-            continue
-        if (before := said.get(words)) is not None:
-            yield CallProblem(
-                begin,
-                f"The agent repeated at {clock(begin)} what it had said at "
-                f"{clock(before)}",
-            )
-        said.setdefault(words, begin)
+        if part.kind == "agent" and part.runs and len(words) >= SAME_WORDS:
+            said.setdefault(words, []).append(part.runs[0].at_ms)
+    for at_ms in map(sorted, said.values()):
+        if len(at_ms) > 1:
+            first, again = clock(at_ms[0]), clock(at_ms[1])
+            title = f"The agent repeated at {again} what it had said at {first}"
+            times = f", and {len(at_ms) - 2} times after that" if at_ms[2:] else ""
+            yield CallProblem(at_ms[1], title + times)
 
 
 # --- the end ---

@@ -297,9 +297,9 @@ class _Reader:
             case "usage":
                 if last := next(reversed(self._responses.values()), None):
                     last.cost = float(note.data["cost"] or 0)
-            case "line_lost" | "model_lost":
+            case "stream_lost" | "model_lost":
                 self._view.gaps.append(Gap(note.name.removesuffix("_lost"), at))
-            case "line_back" | "model_back":
+            case "stream_back" | "model_back":
                 kind = note.name.removesuffix("_back")
                 for gap in self._view.gaps:
                     if gap.kind == kind and gap.end_ms is None:

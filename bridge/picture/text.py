@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import StringIO
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +16,8 @@ OTHER_LINES = {
     # event -> how it is named
     "handoff": "handoff",
     "guardrail_tripped": "guardrail",
-    "line_lost": "line lost",
-    "line_back": "line back",
+    "stream_lost": "stream lost",
+    "stream_back": "stream back",
     "model_lost": "model lost",
     "model_back": "model back",
     "model_error": "model error",
@@ -136,6 +137,13 @@ def show(view: CallView, console: Console, *, advice: bool = True) -> None:
         console.print("[red]✂[/] the caller did not hear the rest")
     _show_waits(view, console)
     _show_totals(view, console)
+
+
+def svg(view: CallView) -> str:
+    """The same as an SVG document."""
+    console = Console(record=True, width=110, file=StringIO())
+    show(view, console)
+    return console.export_svg(title=f"Call {view.call_sid}")
 
 
 def _show_problems(found: list[CallProblem], console: Console, *, advice: bool) -> None:

@@ -125,7 +125,7 @@ class Gap(msgspec.Struct):
     did not come back."""
 
     kind: str
-    """`line` or `model`."""
+    """`stream` or `model`."""
     begin_ms: float
     end_ms: float | None = None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from bridge.fleet import Registry
-from bridge.picture.files import PAGE_SUFFIX, WAV_SUFFIX
+from bridge.picture.files import PAGE_SUFFIX, SVG_SUFFIX, WAV_SUFFIX
 from bridge.telemetry.trace import PLAIN_SUFFIX, SUFFIX, plain_name
 
 log = structlog.get_logger()
@@ -27,7 +27,9 @@ INTERVAL_SECONDS = 3600.0
 
 DAY_SECONDS = 24 * 3600
 
-_SUFFIXES = "|".join(map(re.escape, (SUFFIX, PLAIN_SUFFIX, PAGE_SUFFIX, WAV_SUFFIX)))
+_SUFFIXES = "|".join(
+    map(re.escape, (SUFFIX, PLAIN_SUFFIX, PAGE_SUFFIX, SVG_SUFFIX, WAV_SUFFIX))
+)
 _TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}(?:{_SUFFIXES})", re.ASCII)
 
 STORED_NAMES = (

@@ -1,5 +1,9 @@
 """The log: structlog, JSON in production, readable text in a terminal.
 
+The levels: `info`, normal; `warning`, a caller may have noticed it or an operator must
+look; `error`, a call fails, or something is lost for good. Each event of the last two
+has a row in docs/operations.md.
+
 Events are static text without phone numbers, transcripts or tokens. Of a Note only
 `data` is logged, never `private`. The text of an exception or of a library may
 contain such values: bridge/privacy/log_scrubber.py removes them.
@@ -46,9 +50,16 @@ WARN = frozenset(
         "handoff_refused",
         "model_error",
         "model_gone",
+        "model_lost",
+        "transfer_failed",
         "model_refused",
+        "call_resumed",
+        "stream_lost",
         "answer_failed",
         "answer_incomplete",
+        "answer_retried",
+        "turn_stuck",
+        "turn_unanswered",
         "session_error",
         "tool_failed",
         "key_action_failed",
@@ -59,7 +70,46 @@ WARN = frozenset(
         "limit_hit",
     }
 )
-"""Names of Notes that are logged at level warning. All others are logged at info."""
+"""Names of Notes that are logged at level warning; `level_of` has the exceptions. All
+others are logged at info."""
+
+
+def level_of(note: Note) -> int:
+    """The level at which a Note is logged."""
+    data = note.data
+    if note.name in QUIET or data.get("benign") is True:
+        return logging.DEBUG
+    if note.name == "model_refused" and data.get("fatal") is True:
+        return logging.ERROR  # another try cannot help: the call fails
+    if note.name == "call_resumed" and data.get("why") != "lost":
+        return logging.INFO  # a deploy, or a transfer that nobody answered
+    return logging.WARNING if note.name in WARN else logging.INFO
+
+
+NORMAL_ENDS = frozenset(
+    {
+        "caller_hung_up",
+        "bridge_handed_over",
+        "bridge_taken_over",
+        "bridge_silent",
+        "bridge_longest",
+        "bridge_cost",
+        "bridge_machine",
+    }
+)
+"""Outcomes of `call_ended` that are normal, beside all ends by the agent."""
+
+FAILED_ENDS = frozenset({"bridge_failed", "bridge_agent_failed", "bridge_shutdown"})
+"""Outcomes of calls that have failed, beside all ends by the model."""
+
+
+def level_of_end(by: str, why: str) -> int:
+    """The level of `call_ended`."""
+    outcome = f"{by}_{why}"
+    if by == "model" or outcome in FAILED_ENDS:
+        return logging.ERROR
+    normal = by == "agent" or outcome in NORMAL_ENDS
+    return logging.INFO if normal else logging.WARNING
 
 
 def configure(
@@ -212,12 +262,15 @@ errors without end does not fill the disk. The metrics count all Notes."""
 
 class NoteLog:
     """Writes the Notes of one call as log lines: a protocol error once per reason, a
-    limit once, any other Note up to MAX_LINES times."""
+    limit once, any other Note up to MAX_LINES times. While the model is away, only the
+    first refusal with the same reason is a warning."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
         self._seen: set[tuple[object, ...]] = set()
         self._lines: Counter[str] = Counter()
+        self._refusals: set[object] = set()
+        """Reasons of refused dials since the model was there."""
 
     def note(self, note: Note) -> None:
         if note.name in ("protocol_error", "limit_hit"):
@@ -233,17 +286,12 @@ class NoteLog:
             data["message"] = note.private.get("message", "")[:MAX_MESSAGE_CHARS]
         if lines == MAX_LINES and note.name not in QUIET:
             self._log.warning("log_lines_dropped", note=note.name)
-        # A refusal that is retried repeats while the model is away. `model_gone` has
-        # been logged as a warning already.
-        retried = note.name == "model_refused" and note.data.get("fatal") is False
-        benign = note.data.get("benign") is True
-        if lines >= MAX_LINES:
-            self._log.debug(note.name, **data)
-        elif retried:
-            self._log.info(note.name, **data)
-        elif note.name in WARN and not benign:
-            self._log.warning(note.name, **data)
-        elif note.name in QUIET or benign:
-            self._log.debug(note.name, **data)
-        else:
-            self._log.info(note.name, **data)
+        level = level_of(note)
+        if note.name == "model_back":
+            self._refusals.clear()
+        elif note.name == "model_refused" and level == logging.WARNING:
+            # The dial is repeated several times a second.
+            why = data.get("why")
+            level = logging.INFO if why in self._refusals else level
+            self._refusals.add(why)
+        self._log.log(logging.DEBUG if lines >= MAX_LINES else level, note.name, **data)

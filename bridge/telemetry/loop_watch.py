@@ -116,17 +116,20 @@ class _LoopWatch:
             if is_held:
                 self._holds.add(self._sample())
             for hold in holds:
-                fields = hold.fields()
-                self._log("loop_held" if hold.is_over else "loop_still_held", fields)
+                self._log(hold.fields(), is_over=hold.is_over)
 
-    def _log(self, event: str, fields: dict[str, object]) -> None:
+    def _log(self, fields: dict[str, object], *, is_over: bool) -> None:
         # Of a tool one line, whatever line of it was seen.
         code = fields.get("tool") or str(fields.get("where")).rpartition(":")[0]
-        cause = event, fields["by"], code
+        cause = is_over, fields["by"], code
         skipped = self._lines.take(cause, time.monotonic())
-        if skipped is not None:
-            more = {"not_logged": skipped} if skipped else {}
-            log.warning(event, **fields, **more)
+        if skipped is None:
+            return
+        more = {"not_logged": skipped} if skipped else {}
+        if is_over:
+            log.warning("loop_held", **fields, **more)
+        else:
+            log.error("loop_still_held", **fields, **more)
 
     def _sample(self) -> Sample:
         task = asyncio.current_task(self._loop)

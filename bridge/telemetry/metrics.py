@@ -134,7 +134,7 @@ class Metrics:
             "Calls that continued in a new stream, by the reason for the end of the "
             "earlier stream",
             "why",
-            ("line", "lost", "moved", "transfer"),
+            ("stream", "lost", "moved", "transfer"),
         )
 
     def _add_errors(self) -> None:
@@ -254,8 +254,8 @@ class Metrics:
                 self.unheard.inc(_number(data["bytes"]) / 8000)
             case "model_back":
                 self.reconnects.labels(data["why"]).inc()
-            case "line_back":
-                self.resumes.labels("line").inc()
+            case "stream_back":
+                self.resumes.labels("stream").inc()
             case "call_resumed":
                 self.resumes.labels(data["why"]).inc()
             case "limit_hit":

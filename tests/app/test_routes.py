@@ -154,6 +154,8 @@ tone_gap_ms: 120
 key_stops_agent: off
 resume_after_noise: off
 waiting_sound: off
+slow_tool_seconds: off
+one_moment: off
 silence: {seconds: 20, ask: 1, tell: Ask!}
 longest_seconds: 600
 cost:
@@ -201,6 +203,8 @@ def test_every_key_of_a_route_is_read(tmp_path: Path) -> None:
         key_stops_agent=False,
         resume_after_noise=False,
         waiting_sound=OFF,
+        slow_tool_seconds=0.0,
+        one_moment="",
         silence=Silence(20.0, 1, "Ask!"),
         longest_seconds=600.0,
         cost=Cost(Prices(4.0, 32.0, 0.4, 16.0, 64.0), 1.5),
@@ -605,6 +609,8 @@ def test_a_malformed_file_is_reported_with_a_line(
         ),
         ("waiting_sound: a.wav", ".waiting_sound is 'a.wav', which is no file: write"),
         (f"waiting_sound: {__file__}", "which is no WAV file: convert it to WAV, or"),
+        ("slow_tool_seconds: 0", ".slow_tool_seconds is '0': write seconds from 1 to"),
+        ("one_moment: " + 81 * "a", ".one_moment is too long: write at most 80 char"),
         ("waiting_sound: ~", ".waiting_sound is not a text: write tone, off, or"),
         ("tone_ms: 5000", ".tone_ms is '5000'"),
         ("key_pause_seconds: 0", ".key_pause_seconds is '0': write seconds from 0.2"),

@@ -93,6 +93,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         BRIDGE_TRANSCRIPTION_MODEL="",
         BRIDGE_GREETING="",
         BRIDGE_WAITING_SOUND="Off",
+        BRIDGE_SLOW_TOOL_SECONDS="5.5",
         BRIDGE_MAX_CALLS="1",
         BRIDGE_DRAIN_SECONDS="1.5",
         BRIDGE_RECORD_DIR=str(tmp_path),
@@ -127,7 +128,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert (found.model, found.voice) == ("gpt-realtime-2.1-mini", "cedar")
     assert found.model_headers == {"api-key": "k:1", "X-Team": "phone"}
     assert (found.transcription_model, found.greeting) == ("", "")
-    assert found.waiting_sound == OFF
+    assert (found.waiting_sound, found.slow_tool_seconds) == (OFF, 5.5)
     assert (found.max_calls, found.drain_seconds) == (1, 1.5)
     assert found.record_dir == tmp_path
     assert (found.fallback_number, found.log_format) == ("+14155550100", "json")

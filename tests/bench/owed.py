@@ -5,13 +5,13 @@
 `bridge serve` in a process of its own, real sockets. The fake model leaves things out
 as real servers have been reported to do. All scenes run at the same time, each in a
 call of its own. Printed for each: seconds from the moment at which the caller is owed
-sound to any sound (a tone counts), and to speech of the agent or the apology; and what
-the agent was told that is false. `--before`: the same scenes against the bridge of
-another work tree, such as `git worktree add --detach DIR c4e8c03`, the commit before
+sound to any sound (a tone counts), and to speech of the agent or a sentence of Twilio;
+and what the agent was told that is false. `--before`: the same scenes with the bridge
+of another work tree, such as `git worktree add --detach DIR c4e8c03`, the commit before
 the watch.
 
 Exits 1 if a scene of this tree is beyond its goals: 4 s to a sound, 10 s to speech
-(13 s behind a tool of 12 s, 31 s if the rate limit never ends), and nothing false.
+(13 s if the server refuses that the agent speaks of a tool of 12 s), and nothing false.
 """
 
 import argparse
@@ -149,6 +149,13 @@ def ignores_requests(event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
+def refuses_interim(event: dict[str, Any]) -> dict[str, Any]:
+    """A server that takes no parameters of a response."""
+    if event.get("type") == "response.create" and event.get("response"):
+        return {**event, "response": {"tool_choice": "unknown"}}
+    return event
+
+
 def noise() -> Scene:
     """The server finds no words in what has stopped the agent."""
     behaviour = Behaviour(
@@ -230,10 +237,8 @@ def scenes() -> dict[str, Scene]:
         ),
         "rate limit: no time, three times": greets(*[[Fail(message=rate)]] * 3),
         "rate limit: in 6 s": greets([Fail(message="Please try again in 6s.")]),
-        # The call lives as long as it may be answered yet (RETRY_SECONDS).
-        "rate limit: for ever": replace(
-            greets(fallback=[Fail(message=rate)]), speech_goal=31.0
-        ),
+        "rate limit: in 12 s": greets([Fail(message="Please try again in 12s.")]),
+        "rate limit: for ever": greets(fallback=[Fail(message=rate)]),
         "VAD stuck": says_hello(stuck_turns=stuck),
         "VAD stuck, the caller goes on": goes_on(ends=True),
         "VAD stuck for ever, the caller goes on": goes_on(ends=False),
@@ -242,8 +247,10 @@ def scenes() -> dict[str, Scene]:
         "false interruption": noise(),
         "two tools, 0.5 s apart": greets(calls(0.2, 0.7)),
         "two tools, 20 s apart": greets(calls(0.2, 20.0)),
-        # The result itself comes then.
-        "a tool of 12 s": replace(greets(calls(12.0)), speech_goal=13.0),
+        "a tool of 12 s": greets(calls(12.0)),
+        "a tool of 12 s, refused meanwhile": replace(
+            greets(calls(12.0), hears=refuses_interim), speech_goal=13.0
+        ),
         "an answer that begins after 8 s": says_hello(think_seconds=8.0),
         "tool output refused": refuses_output(),
     }
@@ -284,7 +291,8 @@ class Heard:
 
     sound: float | None = None
     speech: float | None = None
-    apology: bool = False
+    by_twilio: bool = False
+    """The speech is a sentence of Twilio's, such as the apology."""
     false: list[str] = field(default_factory=list)
 
     def is_good(self, scene: Scene) -> bool:
@@ -296,9 +304,11 @@ class Heard:
 def measured(record: CallRecord, session: ModelSession, since: float) -> Heard:
     sound, spoken = next(sounds(record, since), None), next(speech(record, since), None)
     heard = Heard()
-    if spoken is None and record.said_by_twilio:
+    if record.said_by_twilio:
         asked = [it.at for it in record.requests if it.path.endswith("/voice/next")]
-        spoken, heard.apology = max(asked, default=monotonic()), True
+        first = min(asked, default=monotonic())
+        if spoken is None or first < spoken:
+            spoken, heard.by_twilio = first, True
     both = [it for it in (sound, spoken) if it is not None]
     heard.sound = min(both) - since if both else None
     heard.speech = None if spoken is None else spoken - since
@@ -375,7 +385,7 @@ def shown(heard: Heard) -> list[str]:
     def seconds(it: float | None) -> str:
         return "never" if it is None else f"{max(it, 0.0):.1f}"
 
-    speech = "apology, " if heard.apology else ""
+    speech = "Twilio, " if heard.by_twilio else ""
     return [
         seconds(heard.sound),
         speech + seconds(heard.speech),

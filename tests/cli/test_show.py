@@ -57,6 +57,15 @@ def test_the_recording(folder: Path, tmp_path: Path) -> None:
     assert other.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_text_as_a_picture(folder: Path) -> None:
+    assert show("CA1", "--svg", "--folder", str(folder))[0] == 0
+    written = folder / "CA1.MZ1.call.svg"
+
+    assert written.read_text().startswith("<svg")
+    assert "Call&#160;CA1" in written.read_text() or "Call CA1" in written.read_text()
+    assert written.stat().st_mode & 0o777 == 0o600
+
+
 def test_the_text(folder: Path) -> None:
     """For a terminal: who said what, and what was not heard."""
     code, said, _ = show("CA1", "--text", "--folder", str(folder))

@@ -185,9 +185,9 @@ def test_a_bridge_that_is_killed_raises_an_alarm(fleet: Project) -> None:
 
     first = alarms(fleet)[0]
     print(f"{first['labels']['alertname']} arrived after {seconds:.0f} s: {first}")
-    assert first["labels"]["alertname"] == "InstanceGone"
+    assert first["labels"]["alertname"] == "InstanceLost"
     assert first["labels"]["severity"] == "ticket"
-    assert first["annotations"]["runbook_url"].endswith("operations.md#instancegone")
+    assert first["annotations"]["runbook_url"].endswith("operations.md#instancelost")
     del fleet.environ["ALERT_WEBHOOK_URL"]
 
 

@@ -415,7 +415,7 @@ class Phone:
         """Its result goes to the model, which is to respond, as the SDK does it."""
         item = {"type": "function_call_output", "call_id": call, "output": output}
         commands = self.sends("conversation.item.create", item=item)
-        return commands + self.ask() + self.busy(-1)
+        return commands + self.ask() + self.busy(-1, call)
 
     def writes(self, text: str, item: str = "u") -> list[Command]:
         """The transcript of what the caller said in that item."""

@@ -521,7 +521,9 @@ def test_in_any_order_of_inputs_a_call_reaches_its_end(
         with contextlib.closing(line.trace):
             for step in [*early, START, followed, *held, BACK, *script, ending]:
                 line.does(*step)
-            if line.ended is None and rules.silent_seconds is None:
+            given = [it for _, it in (followed, *held, *script)]
+            last = [it.rules for it in given if isinstance(it, SetRules)][-1]
+            if line.ended is None and last.silent_seconds is None:
                 line.does(*HANGS_UP)  # silence ends no call with these rules
 
         written()

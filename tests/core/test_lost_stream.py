@@ -104,7 +104,7 @@ def test_back_in_the_middle_of_a_response() -> None:
     assert one(back, Started).again
     assert said_to_model(back) == [("system", CUT_OFF)]
     assert asks(back) == 1
-    [note] = notes(back, "line_back")
+    [note] = notes(back, "stream_back")
     assert note.data["seconds"] == pytest.approx(2.0)
 
 
@@ -572,7 +572,7 @@ def test_a_caller_on_hold_whose_stream_returns_marks_is_not_given_up() -> None:
     probed = [phone.wait(15.0) for _ in range(3)][-1]
     [mark] = to_caller(probed)
     assert mark["event"] == "mark"
-    assert [note.name for note in notes(probed, "line_probed")] == ["line_probed"]
+    assert [note.name for note in notes(probed, "stream_probed")] == ["stream_probed"]
     assert not to_caller(phone.wait(14.0))  # asked once, and given time
     phone.echo(mark["mark"]["name"])
     again = phone.wait(44.9)

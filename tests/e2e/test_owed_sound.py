@@ -43,7 +43,12 @@ ASKS = Route(silence=Silence(seconds=2.0))
 
 def requests(session: ModelSession) -> int:
     """Responses that the bridge has requested."""
-    return [it["type"] for _, it in session.received].count("response.create")
+    return received(session).count("response.create")
+
+
+def received(session: ModelSession) -> list[str]:
+    """Types of the client events."""
+    return [it["type"] for _, it in session.received]
 
 
 def told(session: ModelSession) -> list[str]:
@@ -238,3 +243,65 @@ async def test_two_tools_in_one_answer(slow: float) -> None:
     heard = read_ruler(call.result().heard).heard_ms
     assert heard == ({1: 400} if answers == 1 else {1: 300, 2: 300})
     assert requests(place.session) == 1 + answers
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_tool_that_is_slow(refuses: bool) -> None:
+    """The caller hears the agent before the result is there, and then the result. The
+    tool runs once."""
+    began = asyncio.Event()
+    go_on = asyncio.Event()
+
+    @function_tool
+    async def look_up() -> str:
+        assert not began.is_set()
+        began.set()
+        await go_on.wait()
+        return "42"
+
+    def step(heard: TurnContext) -> Turn:
+        if heard.number == 1:
+            return [CallTool("look_up", {})]
+        if heard.overrides.get("tool_choice") == "none":
+            return [PlayRuler(300)]
+        return [PlayRuler(500)] if heard.answered else [CallTool("look_up", {})]
+
+    def hears(event: dict[str, Any]) -> dict[str, Any]:
+        if refuses and event.get("response"):
+            return {**event, "response": {"tool_choice": "unknown"}}
+        return event
+
+    agent: RealtimeAgent[Any] = RealtimeAgent(name="desk", tools=[look_up])
+    behaviour, route = Behaviour(answer=step, hears=hears), Route(slow_tool_seconds=1)
+    async with (
+        bridge(behaviour, agent=agent, greeting="Go.", route=route) as place,
+        asyncio.TaskGroup() as tasks,
+    ):
+        script = [steps.HearStep(500 if refuses else 800), LISTEN, HANG_UP]
+        call = tasks.create_task(place.caller().call(script))
+        await until(lambda: place.model.sessions != [])
+        session = place.session
+        await until(lambda: "conversation.item.delete" in received(session))
+        go_on.set()
+        await call
+        await place.empty()
+
+    heard = read_ruler(call.result().heard).heard_ms
+    assert heard == ({1: 500} if refuses else {1: 300, 2: 500})
+    instructions = [it.text for it in session.conversation if it.kind == "system"]
+    assert instructions == ["Go."], "the other one is withdrawn"
+
+
+async def test_a_rate_limit_that_lasts_long() -> None:
+    """Twilio asks the caller to wait, and the answer comes on the next stream, in the
+    same session. The agent is told nothing."""
+    behaviour = Behaviour(turns=[[Fail(message="Try again in 9s.")], [PlayRuler(500)]])
+    async with bridge(behaviour, greeting="Go.") as place:
+        record = await place.caller().call([steps.WaitStep(16), HANG_UP])
+        await place.empty()
+
+    assert record.said_by_twilio == [spoken_texts.MOMENT]
+    assert len(record.streams) == 2
+    assert len(place.model.sessions) == 1
+    assert read_ruler(record.heard).heard_ms == {1: 500}
+    assert told(place.session) == ["Go."]

@@ -165,12 +165,12 @@ async def test_a_lost_line_is_in_the_picture(tmp_path: Path) -> None:
     assert len(record.streams) == 2
     view = view_of(tmp_path)
     [gap] = view.gaps
-    assert gap.kind == "line" and gap.end_ms is not None
+    assert gap.kind == "stream" and gap.end_ms is not None
     away = record.streams[1].began_at - record.streams[0].began_at
     [first, second] = [it.at_ms for it in view.events if it.kind == "stream"]
     assert abs(second - first - 1000 * away) < 100
     assert_same_recording(view, record)
-    assert [it.title for it in problems(view) if "line" in it.title]
+    assert [it.title for it in problems(view) if "stream" in it.title]
 
 
 def test_starts_are_found_in_order() -> None:

@@ -273,6 +273,29 @@ async def _answer_on(line: socket.socket) -> str:
         writer.close()
 
 
+async def test_a_connection_without_an_address_harms_no_other() -> None:
+    """A client that was gone when it was accepted has no address any more: the event
+    loop was blocked, and a proxy had given up. The proxy's requests are answered."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()  # it has no address either
+    async with guarded_server(trusted=[HERE]) as server:
+
+        def answering() -> web.RequestHandler:
+            raise AssertionError("it sends no request")
+
+        def new() -> GuardedConnection:
+            return GuardedConnection(server.guard, answering)
+
+        transport, _ = await loop.create_unix_connection(new, sock=ours)
+        assert server.guard.waiting == 1
+        await good_request(server.port)
+        theirs.close()
+        await server.empty()
+        transport.close()
+
+    assert server.bodies == [""]
+
+
 async def test_a_trusted_proxy_is_not_limited_as_one_client() -> None:
     """A trusted proxy carries the traffic of all clients, so it is not limited as
     one."""

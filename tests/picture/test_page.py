@@ -47,7 +47,7 @@ def view(**given: Any) -> CallView:
     ]
     made.tools = [Tool("c1", "look", 710, '{"day":1}', "nine", 850)]
     made.events = [Event(1410, "clear"), Event(-5, "mark", {"name": "m1"})]
-    made.gaps = [Gap("line", 1500, 1800)]
+    made.gaps = [Gap("stream", 1500, 1800)]
     for name, value in given.items():
         setattr(made, name, value)
     return made

@@ -216,8 +216,8 @@ def test_the_greeting(given: dict[str, object], title: str | None) -> None:
         ),
         ({"tools": [Tool("c1", "hang_up", 9000)]}, None),
         (
-            {"gaps": [Gap("line", 9000, 13_000)]},
-            "The caller's line was lost at 0:09 for 4.0 s",
+            {"gaps": [Gap("stream", 9000, 13_000)]},
+            "The caller's stream was lost at 0:09 for 4.0 s",
         ),
         (
             {
@@ -352,6 +352,11 @@ def test_a_repeated_sentence() -> None:
     view = call(parts=[spoken(500, 1500, text), spoken(9000, 1500, text)])
 
     assert titles(view) == ["The agent repeated at 0:09 what it had said at 0:00"]
+
+    view.parts += [spoken(12_000, 1500, text), spoken(15_000, 1500, text)]
+    assert titles(view) == [
+        "The agent repeated at 0:09 what it had said at 0:00, and 2 times after that"
+    ]
 
 
 def test_severe_problems_come_first() -> None:

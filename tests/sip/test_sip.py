@@ -697,7 +697,7 @@ async def test_a_transfer_that_is_refused_is_told_to_the_agent() -> None:
         await until(lambda: "I am sorry." in here.said())
 
         (output,) = [it.text for it in live.history if it.kind == "tool_output"]
-        assert output == "BadRequest: the transfer was refused by the phone line"
+        assert output == "BadRequest: OpenAI refused the transfer of the SIP call"
         assert call.state is SipCallState.TALKING
 
 
@@ -1153,11 +1153,11 @@ async def test_what_a_sip_call_cannot_do_is_told() -> None:
     async with place() as here:
         _, session, live = await here.talk()
         await until(lambda: bool(session.responses))
-        with pytest.raises(BadRequest, match="no tones"):
+        with pytest.raises(BadRequest, match="cannot send digits"):
             await live.send_digits("1")
         with pytest.raises(BadRequest, match="number that is shown"):
             await live.transfer(DESK, caller_id=CALLED)
-        with pytest.raises(BadRequest, match="takes no audio"):
+        with pytest.raises(BadRequest, match="does not pass the bridge"):
             live.send_raw({"type": "input_audio_buffer.append", "audio": ""})
 
 

@@ -101,7 +101,7 @@ async def _send_events(
     except Exception:
         # An event of the user's code that cannot be written as JSON. The answer has
         # begun, so a broken connection is the only sign left.
-        log.exception("events_failed", call_sid=live.call_sid)
+        log.warning("events_failed", call_sid=live.call_sid, exc_info=True)
         abort(request)
     finally:
         remove()

@@ -77,16 +77,31 @@ function colours() {
   return Object.fromEntries(names.map((name) => [name, of(name)]));
 }
 
+// Points as x, y, x, y ...: a long call has 100,000 of them, and arrays of arrays would be slow.
 function peaks(encoded, begin) {
-  const raw = atob(encoded), points = [];
-  for (let n = 0; n < raw.length; n++) points.push([begin + n * call.step, raw.charCodeAt(n)]);
+  const raw = atob(encoded), points = new Float64Array(2 * raw.length);
+  for (let n = 0; n < raw.length; n++) {
+    points[2 * n] = begin + n * call.step;
+    points[2 * n + 1] = raw.charCodeAt(n);
+  }
   return points;
 }
 
-const waves = { caller: peaks(call.caller, 0), heard: peaks(call.heard, 0), unheard: [] };
-for (const piece of call.unheard) {
-  waves.unheard.push(...peaks(piece.peaks, piece.at), [piece.at + piece.peaks.length, null]);
+// A NaN between two pieces breaks the line.
+function joined(pieces) {
+  const made = new Float64Array(pieces.reduce((size, it) => size + it.length + 2, 0));
+  let at = 0;
+  for (const piece of pieces) {
+    made.set(piece, at);
+    at += piece.length;
+    made.set([piece[piece.length - 2], NaN], at);
+    at += 2;
+  }
+  return made;
 }
+
+const waves = { caller: peaks(call.caller, 0), heard: peaks(call.heard, 0),
+  unheard: joined(call.unheard.map((it) => peaks(it.peaks, it.at))) };
 
 function bar(params, api) {
   const [x, y] = api.coord([api.value(1), api.value(0)]);
@@ -222,7 +237,9 @@ function look(at) {
   goTo(at, false);
 }
 
-byId("problems").append(...call.problems.map((problem) => {
+const FIRST = 8;  // problems that are shown; the others are one click away
+
+function problemItem(problem) {
   const item = element("li", undefined, problem.severe ? { class: "severe" } : {});
   const link = element("a", problem.title, { href: "#player" });
   link.addEventListener("click", (event) => {
@@ -234,7 +251,15 @@ byId("problems").append(...call.problems.map((problem) => {
   item.append(link);
   if (problem.advice) item.append(element("p", problem.advice));
   return item;
-}));
+}
+
+byId("problems").append(...call.problems.slice(0, FIRST).map(problemItem));
+const others = call.problems.slice(FIRST);
+byId("more-problems").hidden = others.length === 0;
+byId("more-problems").querySelector("summary").textContent = `${others.length} more`;
+byId("more-problems").addEventListener("toggle", () => {
+  byId("other-problems").append(...others.map(problemItem));
+}, { once: true });
 byId("no-problem").hidden = call.problems.length > 0;
 
 function timeButton(at, text) {
@@ -280,7 +305,7 @@ fillTable("costs", call.costs.map(([at, text, agent, status, tokensIn, tokensOut
   [at, text, agent || "agent", status || "not done", tokensIn, tokensOut, cost ? cost.toFixed(4) : "-"]));
 
 // The list is long: it is made when it is opened.
-document.querySelector("details").addEventListener("toggle", () => {
+byId("all-events").addEventListener("toggle", () => {
   const list = byId("events");
   if (list.childElementCount) return;
   list.append(...call.points.map(([, at, text]) => {
