@@ -123,15 +123,12 @@ async def _open_services(
     settings: Settings, user_code: UserCode, model_url: str
 ) -> AsyncIterator[Services]:
     """The Services with the connections, tasks and threads that they need."""
-    secret = settings.report_secret
-    capacity = Capacity(settings.max_calls)
-    metrics = Metrics()
-    metrics.calls_limit.set(settings.max_calls)
+    capacity, metrics = Capacity(settings.max_calls), _metrics(settings)
     async with (
         protected_loop(),
         _registry(settings, capacity, metrics) as registry,
         BackgroundTasks() as background_tasks,
-        Reports(secret.get_secret_value() if secret else None) as reports,
+        _reports(settings) as reports,
         local_mcp() as mcp,
         TraceWriter() as trace_writer,
         reporting(_quotas(settings, registry, metrics)) as quotas,
@@ -219,6 +216,17 @@ def _ceilings_of(settings: Settings) -> Ceilings:
         cost=settings.cost_per_call or None,
         prices=settings.prices,
     )
+
+
+def _metrics(settings: Settings) -> Metrics:
+    metrics = Metrics()
+    metrics.calls_limit.set(settings.max_calls)
+    return metrics
+
+
+def _reports(settings: Settings) -> Reports:
+    secret = settings.report_secret
+    return Reports(secret.get_secret_value() if secret else None)
 
 
 async def _warm_calls(
