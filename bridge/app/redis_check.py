@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from redis.exceptions import (
+from bridge.app.resolving import NoResolver, NotResolved, resolve
+from bridge.app.settings import Finding
+from bridge.fleet.redis_address import redis_address
+from bridge.fleet.redis_client import (
+    FAILURES,
     AuthenticationError,
     BusyLoadingError,
     InvalidResponse,
     NoPermissionError,
     ReadOnlyError,
     ResponseError,
+    redis_client,
 )
-
-from bridge.app.resolving import NoResolver, NotResolved, resolve
-from bridge.app.settings import Finding
-from bridge.fleet.redis_address import redis_address
-from bridge.fleet.redis_client import FAILURES, redis_client
 
 SECONDS = 5.0
 """For the whole check."""

@@ -87,14 +87,14 @@ def test_a_warm_transfer_without_credentials_is_a_mistake(
     path = tmp_path / "routes.yaml"
     target = "{number: +1 415 555 0100, warm: true}"
     path.write_text(f"routes:\n  - name: warm\n    {place % target}\n")
-    with pytest.raises(RoutesError) as refused:
+    with pytest.raises(SettingsError) as refused:
         load_user_code(Settings(routes=path))
 
     [mistake] = refused.value.mistakes
-    assert mistake.startswith(f"{path}:") and "`warm`" in mistake
-    assert "BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID" in mistake
+    assert mistake.place.startswith(f"{path}:") and "`warm`" in mistake.text
+    assert "BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID" in mistake.fix
     known = {"public_url": "https://a.example", "twilio_account_sid": "AC" + "1" * 32}
-    with pytest.raises(RoutesError, match="TWILIO_AUTH_TOKEN, or TWILIO_API_KEY"):
+    with pytest.raises(SettingsError, match="TWILIO_AUTH_TOKEN, or TWILIO_API_KEY"):
         load_user_code(Settings(routes=path, **known))
     token = SecretStr("a-token-of-the-test")
     found = load_user_code(Settings(routes=path, twilio_auth_token=token, **known))
