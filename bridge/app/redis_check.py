@@ -54,6 +54,8 @@ async def check_redis(url: str) -> list[Finding]:
         return [Finding("error", NAME, text, fix)]
     except FAILURES as error:
         text, fix = _failure(error, place)
+        if parts.scheme == "rediss" and isinstance(error, TimeoutError):
+            fix += "; a Redis without TLS answers nothing: write redis:// for it"
         return [Finding("error", NAME, text, fix)]
     finally:
         await client.aclose()
