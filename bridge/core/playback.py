@@ -442,11 +442,8 @@ class Playback:
 
     def _may_be_flushed(self, moment: Window) -> bool:
         """A clear whose fence is not back may have taken effect before this moment."""
-        for mark in self._marks:
-            if mark.fence:
-                sent = self.clock.guess(mark.sent_at)
-                return moment.latest + CLEARLY_EARLY_MS > sent
-        return False
+        sent = (self.clock.guess(it.sent_at) for it in self._marks if it.fence)
+        return moment.latest + CLEARLY_EARLY_MS > next(sent, math.inf)
 
     def _echoed_at_once(self, sent_at: float) -> float:
         """Twilio's time (ms) at which a message sent at `sent_at` arrives there, if
@@ -536,9 +533,7 @@ class Playback:
     def _played_at(self, position: int) -> float:
         """When a byte was played, in ms of Twilio's clock."""
         origin = self._origin or self._expected_origin()
-        if origin is None:
-            return self.clock.end_ms
-        return origin.latest + position / BYTES_PER_MS
+        return origin.latest + position / BYTES_PER_MS if origin else self.clock.end_ms
 
     def _expected_origin(self) -> Window | None:
         """The origin, if the start mark that has not come back, or is not decided, was
