@@ -206,7 +206,8 @@ def _end(report: CallReport) -> str:
     parts = [f"After {report.seconds:.1f} s the {report.ended_by} ended it: {why}."]
     interrupted = sum(1 for it in report.transcript if it.cut)
     if interrupted:
-        parts.append(f"The agent was interrupted {interrupted} times.")
+        times = "once" if interrupted == 1 else f"{interrupted} times"
+        parts.append(f"The agent was interrupted {times}.")
     if usage.input_tokens or usage.output_tokens:
         tokens = f"{usage.input_tokens} tokens in, {usage.output_tokens} out"
         cost = f", cost {usage.cost:.4f}" if usage.cost else ""

@@ -138,8 +138,7 @@ def serve(agent: AgentOption = None, reload: ReloadOption = False) -> None:
     configuration = _configuration(environ)
     conf, user_code = configuration.settings, configuration.user_code
     if configuration.mistakes or user_code is None:
-        problems = sorted(configuration.problems, key=lambda it: it.level == "error")
-        stop_with("bridge serve does not start:", *map(str, problems))
+        stop_with("bridge serve does not start:", *map(str, configuration.mistakes))
     findings = configuration.problems + _machine_findings(conf)
     danger = settings_report.open_with_model_key(conf)
     if danger:

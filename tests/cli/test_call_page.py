@@ -99,7 +99,7 @@ def test_a_report_is_one_page() -> None:
         "tool book failed: KeyError: 'Ann'",
         "model_error: no_voice: No voice.",
         "transfer failed: busy Busy.",
-        "After 64.3 s the caller ended it: hung up. The agent was interrupted 1 times. "
+        "After 64.3 s the caller ended it: hung up. The agent was interrupted once. "
         "The model used 100 tokens in, 20 out, cost 0.2500.",
     ]
 

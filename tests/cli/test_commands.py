@@ -342,7 +342,7 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     assert re.search(r"Call CA\w{32} is over\n", page)
     assert re.search(r"\n +0:\d\d\.\d +receptionist +\w", page)
     assert " ✂ " in page and "to the first words" in page
-    assert "the caller ended it: hung up. The agent was interrupted 1 times." in page
+    assert "the caller ended it: hung up. The agent was interrupted once." in page
     assert "goodbye" in done.stdout and "goodbye" not in log
     heard = re.findall(r"(caller|agent) +(.+)\n", done.stdout)
     assert [who for who, _ in heard][:4] == ["agent", "caller", "agent", "caller"]

@@ -30,7 +30,7 @@ PORTS = {
     "GRAFANA_PORT": "13000",
     "SESSIONS_PORT": "18766",
 }
-PUBLIC, TOKEN = "https://bridge.example.com", "5eed0f1de9bc4a2f8d7c6b5a49382716"
+PUBLIC, TOKEN = "https://phone.test", "5eed0f1de9bc4a2f8d7c6b5a49382716"
 COUNTING = ("docker-compose.yml", "tests/compose/counting.yml")
 
 # Removed from the environment: the bridges get their settings from the project's .env.

@@ -47,6 +47,7 @@ def test_the_wheel_has_the_code_and_nothing_else(built: Built) -> None:
         "WHEEL",
         "entry_points.txt",
         "licenses/LICENSE",
+        "licenses/licenses/echarts.txt",
         "licenses/licenses/standardwebhooks.txt",
         "top_level.txt",
     }
@@ -75,6 +76,7 @@ def test_the_metadata_is_that_of_pyproject(built: Built) -> None:
     assert about["License-Expression"] == PROJECT["license"] == "MIT"
     assert about.get_all("License-File") == [
         "LICENSE",
+        "licenses/echarts.txt",
         "licenses/standardwebhooks.txt",
     ]
     found = files_of_wheel(built.wheel)

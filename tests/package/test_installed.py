@@ -29,7 +29,7 @@ KINDS = ("wheel", "sdist")
 CALLER = "+14155550177"
 TOKEN = "7c6b5a493827165eed0f1de9bc4a2f8d"
 SIGNED = {
-    "BRIDGE_PUBLIC_URL": "https://bridge.example.com",
+    "BRIDGE_PUBLIC_URL": "https://phone.test",
     "BRIDGE_AGENT": "mine.py:agent",
     "BRIDGE_HOST": "127.0.0.1",
     "BRIDGE_LOG": "json",
