@@ -326,12 +326,12 @@ class RouteDefaults:
 
     @property
     def plays_notice(self) -> bool:
-        """Each call begins with a recording of the operator, whose words can tell the
-        caller that the call is recorded."""
-        greeting = self.greeting
-        return self.notice is not None or (
-            isinstance(greeting, RouteGreeting) and bool(greeting.file)
-        )
+        """Each call begins with something that can tell the caller that the call is
+        recorded: a recording of the operator, or a greeting that is heard to its
+        end."""
+        it = self.greeting
+        greets = isinstance(it, RouteGreeting) and (it.file or not it.interruptible)
+        return self.notice is not None or bool(greets)
 
 
 @dataclass(frozen=True, slots=True)

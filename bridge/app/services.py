@@ -40,7 +40,6 @@ from bridge.records import retention
 from bridge.records.recorder import Recorder
 from bridge.records.report import CallReport, Reports
 from bridge.telemetry.metrics import Metrics
-from bridge.telemetry.trace_file import TraceWriter
 from twiml.spoken_texts import MOMENT
 
 
@@ -96,7 +95,6 @@ class Services:
     local_mcp: LocalMcp
     capacity: Capacity
     quotas: Quotas
-    trace_writer: TraceWriter
     recorder: Recorder
     fallback: FallbackSwitch
     ceilings: Ceilings = Ceilings()
@@ -169,7 +167,7 @@ class Services:
         """Deletes what is stored of a call that has ended: traces on this machine and
         entries in the registry. OSError: a trace could not be deleted, or is not
         written yet."""
-        if not await self.trace_writer.written():
+        if not await self.recorder.writer.written():
             raise OSError("traces wait to be written: try again later")
         await retention.forget_call(self.recorder.folder, self.registry, call_sid)
 

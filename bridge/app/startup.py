@@ -195,7 +195,6 @@ async def _open_services(
             functions=user_code.functions,
             report_url=settings.report_url,
             fallback_number=settings.fallback_number or "",
-            trace_writer=trace_writer,
             recorder=recorder,
             fallback=fallback,
             waiting_sound=settings.waiting_sound,

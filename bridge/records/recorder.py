@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL
@@ -35,7 +36,7 @@ QUEUE_CALLS = 1000
 """Calls that wait for their files. The files of further calls are not made."""
 
 MAKE_SECONDS = 300.0
-"""Time to make the files of one call; four hours of call take a fifth of it."""
+"""Time to make the files of one call. An hour of call needs 12 s of an idle core."""
 
 CLOSE_SECONDS = 10.0
 """Time for the files of the calls that wait, at shutdown."""
@@ -45,6 +46,9 @@ NICE = 19
 
 OPTIONS: dict[RecordPart, str] = {"audio": "--wav", "page": "--page"}
 """What `bridge show` makes from a trace."""
+
+MAX_MEMORY_BYTES = 512 * 1024 * 1024
+"""Of the process: an hour of call. The container's memory is for the calls."""
 
 INHERITED = ("PATH", "LANG", "LD_LIBRARY_PATH")
 """Variables that the process gets. It needs no secret."""
@@ -85,7 +89,7 @@ class Recorder:
         made."""
         self.folder = folder
         self._usual = parts
-        self._writer = writer
+        self.writer = writer
         self._on_failed = on_failed
         self._command = command
         self._make_seconds, self._close_seconds = make_seconds, close_seconds
@@ -121,7 +125,7 @@ class Recorder:
         parts = self._parts(of_route)
         if self.folder is None or not ("trace" in parts or _made(trace, parts)):
             return False
-        trace.open(self._writer, self.folder, call_sid, stream_sid, redaction)
+        trace.open(self.writer, self.folder, call_sid, stream_sid, redaction)
         return True
 
     def call_ended(self, trace: Trace, of_route: frozenset[RecordPart] | None) -> None:
@@ -154,9 +158,9 @@ class Recorder:
         except Exception as error:  # the notes are the user's, and may be anything
             self._failed(path, type(error).__name__)
             return
-        if self._writer.is_disk_nearly_full:
+        if self.writer.is_disk_nearly_full:
             self._failed(path, NEARLY_FULL)
-        elif not self._writer.add(partial(self._write, path, content), len(content)):
+        elif not self.writer.add(partial(self._write, path, content), len(content)):
             self._failed(path, TOO_SLOW)
 
     def _parts(self, of_route: frozenset[RecordPart] | None) -> frozenset[RecordPart]:
@@ -192,11 +196,11 @@ class Recorder:
     async def _make(self, job: _Job) -> str:
         """Makes the files of one call. Returns why it cannot; empty if it can, or if
         the trace was deleted meanwhile."""
-        if not await self._writer.written():
+        if not await self.writer.written():
             return TOO_SLOW
         if job.trace.lost:
             return "the trace is not complete"
-        if self._writer.is_disk_nearly_full:
+        if self.writer.is_disk_nearly_full:
             return NEARLY_FULL
         lock = await asyncio.to_thread(_locked, job.path)
         if lock is None:
@@ -222,7 +226,7 @@ class Recorder:
         )
         try:
             with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+                _restrain(process.pid)
             async with asyncio.timeout(self._make_seconds):
                 status = await process.wait()
         except TimeoutError:
@@ -234,6 +238,13 @@ class Recorder:
         if status < 0:
             return f"bridge show was ended by {signal.Signals(-status).name}"
         return f"bridge show ended with {status}" if status else ""
+
+
+def _restrain(process: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, process, NICE)
+    if sys.platform == "linux":
+        limit = (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES)
+        resource.prlimit(process, resource.RLIMIT_DATA, limit)
 
 
 def _made(trace: Trace, parts: Collection[RecordPart]) -> list[RecordPart]:

@@ -254,8 +254,8 @@ def test_a_finding_says_where_it_is() -> None:
 
 
 def test_a_recorded_caller_who_is_not_told_is_a_warning(tmp_path: Path) -> None:
-    """One for each route that plays no recording first. The law of many places asks
-    for it, and a trace has the caller's voice, too."""
+    """One for each route that has no notice, and no greeting that may be one. A trace
+    has the caller's voice, too."""
     wav = str(wav_file(tmp_path))
     routes = tmp_path / "routes.yaml"
     routes.write_text(
@@ -269,6 +269,8 @@ def test_a_recorded_caller_who_is_not_told_is_a_warning(tmp_path: Path) -> None:
         f"    greeting: {{file: {wav}, words: This call is recorded.}}\n"
         "  - name: instructed\n"
         "    greeting: {text: Say that the call is recorded., interruptible: off}\n"
+        "  - name: cut\n"
+        "    greeting: {text: Say that the call is recorded.}\n"
         "  - name: off\n"
         "    record: off\n"
         "  - name: words\n"
@@ -280,9 +282,9 @@ def test_a_recorded_caller_who_is_not_told_is_a_warning(tmp_path: Path) -> None:
 
     assert {it.level for it in found} == {"warning"}
     who = "records the calls of {} without telling the caller"
-    named = ("route silent", "route loud", "route instructed", "the default route")
+    named = ("route silent", "route loud", "route cut", "the default route")
     assert [it.text for it in found] == [who.format(it) for it in named]
-    assert [it.place.rpartition(":")[2] for it in found] == ["2", "4", "9", "1"]
+    assert [it.place.rpartition(":")[2] for it in found] == ["2", "4", "11", "1"]
     assert all("`notice`" in it.fix for it in found)
 
 

@@ -19,7 +19,13 @@ from bridge.core.limits import Bounds
 from bridge.picture.files import RecordPart
 from bridge.privacy.redaction import Redaction
 from bridge.records import recorder
-from bridge.records.recorder import INHERITED, NICE, Recorder, show_command
+from bridge.records.recorder import (
+    INHERITED,
+    MAX_MEMORY_BYTES,
+    NICE,
+    Recorder,
+    show_command,
+)
 from bridge.records.report import CallReport, report_of_silence
 from bridge.records.retention import StillRuns, forget
 from bridge.telemetry.disk_space import DiskSpace
@@ -196,6 +202,25 @@ async def test_a_process_that_fails_is_logged(
     assert place.left == {f"CA{n}.MZ1.trace.jsonl.zst" for n in (1, 2)}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+async def test_the_memory_of_the_process_is_bounded(tmp_path: Path) -> None:
+    """A call of hours does not take the memory of the calls that run."""
+    script = f"""
+import resource
+while resource.getrlimit(resource.RLIMIT_DATA)[0] != {MAX_MEMORY_BYTES}:
+    pass
+try:
+    bytes({MAX_MEMORY_BYTES})
+except MemoryError:
+    raise SystemExit(7)
+"""
+    with capture_logs() as logs:
+        async with recording(tmp_path, script) as place:
+            place.call("CA1")
+
+    assert failures(logs) == [("CA1", "bridge show ended with 7")]
+
+
 async def test_a_process_that_cannot_start_is_logged(tmp_path: Path) -> None:
     with capture_logs() as logs:
         none = [str(tmp_path / "no program")]
@@ -212,7 +237,7 @@ async def test_a_trace_that_cannot_be_read_is_logged(tmp_path: Path) -> None:
             trace = Trace(1.0, place.losses.append)
             place.recorder.begin(trace, "CA1", "MZ1", None, Redaction())
             trace.close()
-            assert trace.path and await place.recorder._writer.written()
+            assert trace.path and await place.recorder.writer.written()
             trace.path.write_bytes(b'{"format": 1}\n')
             place.recorder.call_ended(trace, None)
 
@@ -298,7 +323,7 @@ while not trace.with_suffix(".go").exists():
         place.call("CA1")
         place.call("CA2")
         await until(first.with_suffix(".begun").exists)
-        assert await place.recorder._writer.written()
+        assert await place.recorder.writer.written()
 
         with pytest.raises(StillRuns):
             forget(tmp_path, "CA1")
