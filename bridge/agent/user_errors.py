@@ -27,6 +27,7 @@ MAX_EXCEPTIONS = 6
 """Exceptions that `traceback_of` gives: causes, and the parts of groups."""
 
 MAX_TEXT_CHARS = 500
+MAX_READ_CHARS = 20_000
 """Characters of the text of one exception."""
 
 _PATHS = sysconfig.get_paths()
@@ -141,7 +142,8 @@ def _formatted(
         yield f"  [{len(frames) - MAX_FRAMES} more frames]\n"
         frames = last
     yield from traceback.format_list(frames)
-    text = hide(text_of(error)[:MAX_TEXT_CHARS])
+    # Hidden first: a cut word would not be found.
+    text = hide(text_of(error)[:MAX_READ_CHARS])[:MAX_TEXT_CHARS]
     yield f"{_type_name(error)}{': ' if text else ''}{text}\n"
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bridge.agent.live import BadRequest, LiveCall, Transfer
+from bridge.agent.live import BadRequest, CallOver, LiveCall, Transfer
 from bridge.app.services import Services
 from bridge.app.warm_calls import WarmCalls
 from bridge.call.continuity import Continuity, Joined
@@ -58,6 +58,8 @@ class WarmTransfers:
         """A transfer is under way, or about to be."""
         self._current: WarmTransfer | None = None
         self._joined = False
+        self._over = False
+        """The call has ended, and does not go on in another stream."""
 
     async def begin(self, to: Transfer, summary: str = "") -> None:
         """Calls the person, and returns when the phone rings. BadRequest: it does not
@@ -69,7 +71,11 @@ class WarmTransfers:
         try:
             facts = parts.live.facts
             warm = calls.plan(facts, to, summary, parts.language)
-            self._current = await calls.ring(warm, facts, to)
+            ringing = await calls.ring(warm, facts, to)
+            if self._over:  # the caller has hung up while the phone was dialled
+                await calls.give_up(ringing, "canceled")
+                raise CallOver("the call has ended")
+            self._current = ringing
         except BaseException:
             self._begun = False
             raise
@@ -99,6 +105,7 @@ class WarmTransfers:
         """`goes_on`: on a later stream of the call, where `adopt` finds the
         transfer."""
         calls, warm = self._services.warm_calls, self._current
+        self._over = not goes_on
         joined = self._joined and (ending.by, ending.why) == ("agent", "transferred")
         if calls and warm and not goes_on and not joined:
             ends = calls.give_up(warm, "canceled")

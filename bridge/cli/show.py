@@ -60,7 +60,10 @@ def show(
     wanted = [it for it, (is_wanted, _) in makers.items() if is_wanted]
     if write and len(wanted) > 1:
         stop_with("--out names one file: choose one of --page, --svg and --wav.")
-    for path in _traces(call, folder, last=last):
+    found = _traces(call, folder, last=last)
+    if write and len(found) > 1 and not text:
+        stop_with(f"{call} has {len(found)} traces: name one of them, or omit --out.")
+    for path in found:
         try:
             view = reading.view(path)
         except (trace.TraceFormatError, OSError) as error:
@@ -95,5 +98,12 @@ def _traces(call: str, folder: Path | None, *, last: bool) -> list[Path]:
     found = [it for it in names if it.name.startswith(begin)]
     if not found:
         stop_with(f"{folder} has no trace of {call or 'any call'}.")
-    found.sort(key=lambda it: it.stat().st_mtime)
+    found.sort(key=_written_at)
     return found[-1:] if last else found
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # it was deleted just now

@@ -83,6 +83,7 @@ class InterimAnswers:
         self.is_active = bool(self._tools.calls or self._item)
         if self._item and not self._activity.has_both_sides:
             self._asked_at = self.due_at = None
+            self._response = ""  # it ended with its session
             return self._withdraw()
         if self._asked_at is not None:
             self.due_at = self._asked_at + IGNORED_SECONDS

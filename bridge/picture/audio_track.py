@@ -48,10 +48,13 @@ class StreamTrack:
     """Filled by Playback."""
     _frames: list[tuple[int, str]] = field(default_factory=list)
     _offset_ms: float = math.inf
+    _last_ms: float = 0.0
+    """Time of the stream at the last frame, by the bridge's clock."""
 
     def frame(self, timestamp_ms: int, payload: str, now: float) -> None:
         """A frame of the caller, with its time on Twilio's clock."""
-        if timestamp_ms > 1000 * (now - self.began_at) + MAX_AHEAD_MS:
+        self._last_ms = 1000 * (now - self.began_at)
+        if timestamp_ms > self._last_ms + MAX_AHEAD_MS:
             return
         self._frames.append((timestamp_ms, payload))
         end_ms = timestamp_ms + g711.payload_bytes(payload) / g711.BYTES_PER_MS
@@ -69,6 +72,8 @@ class StreamTrack:
         """What was played, in order, runs without a pause between them as one."""
         joined: list[Heard] = []
         for run in self.runs:
+            if run.at_ms > self._last_ms + MAX_AHEAD_MS:
+                continue  # dated by a timestamp that is none of Twilio's
             origin_ms = run.at_ms - run.start / g711.BYTES_PER_MS
             last = joined[-1] if joined else None
             if (

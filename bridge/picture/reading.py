@@ -4,10 +4,11 @@ It decides nothing about a call: what was heard and when is what the core's own 
 says in the replay (core/playback.py).
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -15,7 +16,6 @@ from bridge.audio import g711
 from bridge.audio.pauses import Pauses
 from bridge.core import UNREADABLE, commands, inputs, realtime_events, twilio_messages
 from bridge.core.agent_speech import BRIDGE_AUDIO, WAITING_SOUND
-from bridge.core.conversation import Conversation
 from bridge.core.playback import Key, Playback
 from bridge.core.transcript import ItemTranscript
 from bridge.core.word_positions import Pace, WordPositions
@@ -35,6 +35,9 @@ from bridge.telemetry import trace
 
 OTHER_SOUND = {BRIDGE_AUDIO: "tones", WAITING_SOUND: "waiting sound"}
 
+KINDS = {it: commands.kind_of(it.__name__) for it in get_args(commands.Command)}
+"""How a trace names each command."""
+
 SHOWN = frozenset(
     {
         "conversation.item.truncate",
@@ -50,8 +53,13 @@ def view(path: Path) -> CallView:
     """The call of a trace, of which the end may be missing. trace.TraceFormatError:
     this version cannot replay it. OSError: it cannot be read."""
     reader = _Reader()
-    for step in trace.steps(path):
-        reader.take(step)
+    try:
+        for step in trace.steps(path):
+            reader.take(step)
+    except (*UNREADABLE, KeyError, TypeError) as error:
+        kind = type(error).__name__
+        text = f"A line of the trace is of another version, or damaged ({kind})."
+        raise trace.TraceFormatError(text) from None
     return reader.finish()
 
 
@@ -101,22 +109,24 @@ class _Reader:
         self._wanted_at: float | None = None
         self._began_at: float | None = None
         self._last_at = 0.0
-        self._recorded: list[dict[str, Any]] = []
-        self._conversation: Conversation | None = None
+        self._expected: deque[commands.Command] = deque()
 
     # --- one line after the other ---
 
     def take(self, step: trace.Step) -> None:
         line, at = step.line, float(step.line["at"])
-        self._conversation, self._last_at = step.conversation, at
+        self._last_at = at
         if self._began_at is None:
             self._began_at = at
             self._view.has_audio = step.conversation.playback is not None
             self._view.redacted = list(line.get("redacted", ()))
         if "session" in line:
             self._note(msgspec.convert(line["session"], commands.Note), at)
+        if "out" in line and not self._view.redacted:
+            self._compare(line["out"])
         if step.given is None:
             return
+        self._expected += step.commands
         self._input(step.given, at)
         for command in step.commands:
             self._command(command, at)
@@ -124,6 +134,14 @@ class _Reader:
         if playback is not None and playback is not self._playback and self._streams:
             self._playback = playback
             playback.runs = self._streams[-1].runs
+
+    def _compare(self, recorded: dict[str, Any]) -> None:
+        """Whether this version decides as the one that has written the trace."""
+        now = self._expected.popleft() if self._expected else None
+        kind = recorded.get("kind")
+        same = now is not None and KINDS[type(now)] == kind
+        if not same or recorded.get("text") != getattr(now, "text", None):
+            self._view.replays_as_recorded = False
 
     def _input(self, given: inputs.Input, at: float) -> None:
         match given:
@@ -354,7 +372,7 @@ class _Reader:
 
     @property
     def _line_is_lost(self) -> bool:
-        return any(it.kind == "line" and it.end_ms is None for it in self._view.gaps)
+        return any(it.kind == "stream" and it.end_ms is None for it in self._view.gaps)
 
     def _place_parts(self, shifts: list[float]) -> None:
         """Sets what was heard of each item, and makes parts of the bridge's sounds."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 
 from rich.console import Console
@@ -53,10 +53,26 @@ STYLES = {
 }
 
 
+_CONTROLS = dict.fromkeys(
+    [*range(0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}"
+)
+"""Of a terminal: what a tool returns, or a server says, must not move its cursor."""
+_CONTROLS[ord("\n")] = "\n"
+
+
+def plain(text: str) -> str:
+    """The text without characters that control a terminal."""
+    return text.translate(_CONTROLS)
+
+
 def lines(view: CallView) -> list[Line]:
     """What was said and done, in the order of the call."""
     every = [*_turns(view), *_parts(view), *map(_tool, view.tools), *_others(view)]
-    return sorted(every, key=lambda it: it.at_ms)
+    clean = [
+        replace(it, who=plain(it.who), text=plain(it.text), unheard=plain(it.unheard))
+        for it in every
+    ]
+    return sorted(clean, key=lambda it: it.at_ms)
 
 
 def _turns(view: CallView) -> Iterator[Line]:
@@ -152,9 +168,11 @@ def _show_problems(found: list[CallProblem], console: Console, *, advice: bool) 
         return
     for problem in found:
         style = "bold red" if problem.severe else "yellow"
-        console.print(Text.assemble(("! ", style), problem.title), soft_wrap=True)
+        console.print(
+            Text.assemble(("! ", style), plain(problem.title)), soft_wrap=True
+        )
         if advice and problem.advice:
-            console.print(Text(f"  {problem.advice}", "dim"), soft_wrap=True)
+            console.print(Text(f"  {plain(problem.advice)}", "dim"), soft_wrap=True)
     console.print()
 
 

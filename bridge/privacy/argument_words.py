@@ -5,6 +5,7 @@ The text of a tool's exception goes to the log, and often quotes an argument.
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -12,12 +13,15 @@ from urllib.parse import quote
 HIDDEN = "[argument]"
 
 MIN_CHARS = 3
-"""Shorter words are kept: they occur in any text, and say nothing about a person."""
+"""Shorter words of ASCII letters are kept: they occur in any text, and say nothing
+about a person. A name in Chinese has two characters."""
 
 MAX_WORDS = 500
 """Arguments with more words: the whole text is removed."""
 
-_WORD = re.compile(r"\w+")
+_BETWEEN = re.compile(r"[\s!-/:-@\[-`{-~]+")
+r"""Blanks and punctuation of ASCII. Not `\W`: marks that combine with a letter, as in
+Hindi, are part of a word."""
 
 
 def hides(arguments: str) -> Callable[[str], str]:
@@ -30,12 +34,25 @@ def hides(arguments: str) -> Callable[[str], str]:
     if len(words) > MAX_WORDS:
         return lambda text: HIDDEN if text else ""
     # The longest first: a word may be the beginning of another.
-    found = "|".join(re.escape(it) for it in sorted(words, key=len, reverse=True))
+    found = "|".join(map(_as_pattern, sorted(words, key=len, reverse=True)))
     if not found:
         return lambda text: text
-    pattern = re.compile(rf"(?<!\w)(?:{found})(?!\w)", re.IGNORECASE)
+    pattern = re.compile(found, re.IGNORECASE)
     runs = re.compile(rf"{re.escape(HIDDEN)}(?:\W{{1,2}}{re.escape(HIDDEN)})+")
-    return lambda text: runs.sub(HIDDEN, pattern.sub(HIDDEN, text))
+
+    def hide(text: str) -> str:
+        composed = unicodedata.normalize("NFC", text)
+        return runs.sub(HIDDEN, pattern.sub(HIDDEN, composed))
+
+    return hide
+
+
+def _as_pattern(word: str) -> str:
+    """A word of ASCII as a whole word. Other scripts have no blanks between words, or
+    endings that belong to the sentence."""
+    if word.isascii():
+        return rf"(?<!\w){re.escape(word)}(?!\w)"
+    return re.escape(word)
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -66,7 +83,7 @@ def _inner(value: Any) -> Iterator[str]:
 
 
 def _in_text(text: str) -> Iterator[str]:
-    for word in _WORD.findall(text):
-        if len(word) >= MIN_CHARS:
+    for word in _BETWEEN.split(unicodedata.normalize("NFC", text)):
+        if word and (len(word) >= MIN_CHARS or not word.isascii()):
             # As it is written in the text of most exceptions, and in a URL or JSON.
             yield from (word, quote(word, ""), json.dumps(word)[1:-1])

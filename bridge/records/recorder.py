@@ -13,8 +13,8 @@ import fcntl
 import os
 import resource
 import signal
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -40,6 +40,9 @@ MAKE_SECONDS = 300.0
 
 CLOSE_SECONDS = 10.0
 """Time for the files of the calls that wait, at shutdown."""
+
+POLL_SECONDS = 0.1
+"""Between two looks whether the process has ended."""
 
 NICE = 19
 """The lowest priority: what serves calls goes first."""
@@ -215,36 +218,43 @@ class Recorder:
 
     async def _run(self, command: Sequence[str]) -> str:
         """Runs a process to its end. Returns why it failed, or nothing."""
-        kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=DEVNULL,
-            stdout=DEVNULL,
-            stderr=DEVNULL,  # it names the call, and may quote it
-            env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # Ctrl-C at the terminal is for the bridge
-        )
+        starting = asyncio.get_running_loop().run_in_executor(None, _start, command)
         try:
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                _restrain(process.pid)
             async with asyncio.timeout(self._make_seconds):
-                status = await process.wait()
+                process = await asyncio.shield(starting)
+                # No thread waits for it: tools of agents need those of the pool.
+                while (status := process.poll()) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             return f"not made in {self._make_seconds:g} s"
         finally:
-            if process.returncode is None:
+            process = await starting
+            if process.poll() is None:
                 process.kill()
-                await process.wait()
+                await asyncio.to_thread(process.wait)
         if status < 0:
             return f"bridge show was ended by {signal.Signals(-status).name}"
         return f"bridge show ended with {status}" if status else ""
 
 
-def _restrain(process: int) -> None:
-    os.setpriority(os.PRIO_PROCESS, process, NICE)
-    if sys.platform == "linux":
-        limit = (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES)
-        resource.prlimit(process, resource.RLIMIT_DATA, limit)
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Called in a thread: the start of a process takes milliseconds, and up to 12 ms by
+    uvloop, which copies the page tables."""
+    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    process = subprocess.Popen(  # noqa: S603 - our own command
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # it names the call, and may quote it
+        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,  # Ctrl-C at the terminal is for the bridge
+    )
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+        if sys.platform == "linux":
+            limit = (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES)
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, limit)
+    return process
 
 
 def _made(trace: Trace, parts: Collection[RecordPart]) -> list[RecordPart]:

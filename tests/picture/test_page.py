@@ -105,6 +105,17 @@ def test_words_of_people_cannot_become_markup() -> None:
     assert "onerror=alert(2)" in said and "@@DATA@@" in said
 
 
+def test_words_that_look_like_the_template_stay_words() -> None:
+    """Nobody can move the recording into a sentence, or markup into the title."""
+    shown = view(call_sid="CA</title><script>alert(1)</script>")
+    shown.turns[0].text = "@@AUDIO@@ @@TITLE@@"
+    found = Scripts(page(shown))
+
+    assert found.scripts["recording"] == Scripts(page(view())).scripts["recording"]
+    assert found.tags == Scripts(page(view())).tags
+    assert "@@AUDIO@@ @@TITLE@@" in found.scripts["data"]
+
+
 def test_the_audio_is_that_of_the_call() -> None:
     """Both sides, as the browser plays them."""
     shown = view()

@@ -8,6 +8,8 @@ carried the request out: so nothing happens twice, also while a call moves.
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from bridge.agent.live import LiveCall
 from bridge.fleet import CallEntry, Registry, Then
 from bridge.fleet.requests import (
@@ -22,6 +24,8 @@ from bridge.http.api import call_operations
 from bridge.http.api.call_operations import ACTION_SECONDS, no_call
 from bridge.http.api.event_relay import OPEN_EVENTS, EventTickets
 from bridge.http.api.problems import Problem
+
+log = structlog.get_logger()
 
 MOVE_SECONDS = 5.0
 """How long a request waits for a call that is between two instances."""
@@ -76,6 +80,10 @@ class Owners:
             return NOT_HERE if live is None else await self._run_here(live, request)
         except Problem as problem:
             return problem.answer()
+        except Exception:
+            # The other instance, and its client, must not wait for an answer in vain.
+            log.exception("api_failed", call_sid=request.call_sid)
+            return Problem(500, "failed", "The bridge has failed").answer()
 
     async def ask(self, instance: str, request: RemoteRequest) -> Answer:
         """The answer of another instance. Raises Problem; NotDone: it is gone."""
