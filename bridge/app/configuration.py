@@ -48,6 +48,7 @@ def read_configuration(reading: SettingsReading) -> FoundConfiguration:
             found.append(
                 Finding("warning", "BRIDGE_ROUTES", warning, place=path + line)
             )
+        found += settings_report.record_findings(reading.settings, user_code.routes)
     return FoundConfiguration(
         reading, user_code, of_settings, [reading.placed(it) for it in found]
     )

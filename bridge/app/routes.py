@@ -54,6 +54,7 @@ from bridge.app.route_types import (
     PhoneNumber,
     Price,
     RingSeconds,
+    RouteGreeting,
     RouteNotice,
     Seconds,
     SecondsOrOff,
@@ -75,6 +76,7 @@ from bridge.app.yaml_lines import Loc, NotYaml, Unquoted, YamlFile, YamlMistake
 from bridge.audio import g711
 from bridge.core.rules import SILENT, Prices
 from bridge.model.session_settings import SessionSettings, SettingsMistakes
+from bridge.picture.files import RecordPart
 from bridge.privacy.redaction import Redaction
 
 LONGEST_SECONDS = 4 * 60 * 60
@@ -232,6 +234,11 @@ _Redactions: TypeAlias = Annotated[
 ]
 
 
+_Recorded: TypeAlias = Annotated[
+    frozenset[RecordPart], as_list(is_off, "name what to keep, or write off")
+]
+
+
 def _session(value: object) -> SessionSettings:
     if not isinstance(value, dict):
         raise mistake(_NO_MAPPING)
@@ -310,10 +317,21 @@ class RouteDefaults:
     on_call: Given[CodeName] = None
     """A function that is called when the call begins."""
     report: Given[ReportTarget] = None
+    record: Given[_Recorded] = None
+    """What is kept of a call at its end."""
     redact: Annotated[
         Redaction, GetPydanticSchema(lambda _, make: make.generate_schema(_Redactions))
     ] = field(default_factory=Redaction)
     """The text to remove from all parts of the call that are stored or handed out."""
+
+    @property
+    def plays_notice(self) -> bool:
+        """Each call begins with something that can tell the caller that the call is
+        recorded: a recording of the operator, or a greeting that is heard to its
+        end."""
+        it = self.greeting
+        greets = isinstance(it, RouteGreeting) and (it.file or not it.interruptible)
+        return self.notice is not None or bool(greets)
 
 
 @dataclass(frozen=True, slots=True)

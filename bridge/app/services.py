@@ -37,9 +37,9 @@ from bridge.fleet.snapshot import CallSnapshot
 from bridge.model.local_mcp import LocalMcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
+from bridge.records.recorder import Recorder
 from bridge.records.report import CallReport, Reports
 from bridge.telemetry.metrics import Metrics
-from bridge.telemetry.trace_file import TraceWriter
 from twiml.spoken_texts import MOMENT
 
 
@@ -95,7 +95,7 @@ class Services:
     local_mcp: LocalMcp
     capacity: Capacity
     quotas: Quotas
-    trace_writer: TraceWriter
+    recorder: Recorder
     fallback: FallbackSwitch
     ceilings: Ceilings = Ceilings()
     routes: Routes = field(default_factory=Routes.none)
@@ -113,7 +113,6 @@ class Services:
     warm_calls: WarmCalls | None = None
     """None: warm transfers lack the settings in `missing_for_warm`."""
     missing_for_warm: tuple[str, ...] = ()
-    record_dir: Path | None = None
     waiting_sound: Sound = TONE
     slow_tool_seconds: float = SLOW_TOOL_SECONDS
     one_moment: bool = False
@@ -168,14 +167,17 @@ class Services:
         """Deletes what is stored of a call that has ended: traces on this machine and
         entries in the registry. OSError: a trace could not be deleted, or is not
         written yet."""
-        if not await self.trace_writer.written():
+        if not await self.recorder.writer.written():
             raise OSError("traces wait to be written: try again later")
-        await retention.forget_call(self.record_dir, self.registry, call_sid)
+        await retention.forget_call(self.recorder.folder, self.registry, call_sid)
 
-    def deliver_report(self, route: Route, report: CallReport) -> None:
-        """Sends the report to the function and the URL that the route names, and to the
-        terminal of a developer. Without a URL in the route, BRIDGE_REPORT_URL is
-        used."""
+    def deliver_report(
+        self, route: Route, report: CallReport, beside: Path | None = None
+    ) -> None:
+        """Sends the report to the function and the URL that the route names, to the
+        terminal of a developer, and to its file `beside` the trace, if reports are
+        kept. Without a URL in the route, BRIDGE_REPORT_URL is used."""
+        self.recorder.keep_report(report, route.record, beside)
         where = route.report
         to = self.functions.get(where.to or "") if where else None
         url = (where.url if where else None) or self.report_url

@@ -145,6 +145,8 @@ class Settings(BaseSettings):
     drain_seconds: values.Seconds = 300.0
     session_seconds: values.Seconds = 3000.0
     record_dir: values.Folder | None = None
+    # What is kept there at the end of a call; a route may say otherwise.
+    record: values.RecordParts = frozenset({"trace"})
     fallback_number: values.PhoneNumber | None = None
     # The state of the fallback switch until somebody uses it (app/fallback.py).
     fallback: values.Switch = False

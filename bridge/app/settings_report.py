@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from bridge.app import placeholders
@@ -31,6 +31,9 @@ from bridge.model.deprecated_models import (
     DEPRECATED_MODELS,
     DEPRECATED_TRANSCRIPTION_MODELS,
 )
+
+if TYPE_CHECKING:
+    from bridge.app.routes import Routes  # with the SDK, which takes a second
 
 MIN_TOKEN_CHARS = 16
 """Minimum length of the API token and of Twilio's secrets (its auth tokens have 32
@@ -310,6 +313,29 @@ def _half_set(settings: Settings) -> Iterator[Finding]:
         text = "is set, but no report is sent anywhere"
         fix = "set BRIDGE_REPORT_URL, or `report` in BRIDGE_ROUTES"
         yield Finding("warning", "BRIDGE_REPORT_SECRET", text, fix)
+    if "record" in settings.model_fields_set and settings.record_dir is None:
+        text = "is set, but there is no folder for it"
+        yield Finding("warning", "BRIDGE_RECORD", text, "set BRIDGE_RECORD_DIR")
+
+
+def record_findings(settings: Settings, routes: "Routes") -> Iterator[Finding]:
+    """Warns of each route whose callers are recorded and hear no recording before the
+    agent, and of a wish to keep something without a folder for it."""
+    for route in (*routes.routes, routes.defaults):
+        own = route.record is not None
+        kept = settings.record if route.record is None else route.record
+        key, place = "BRIDGE_RECORD_DIR", ""
+        if settings.routes is not None:
+            key, place = "BRIDGE_ROUTES", routes.where(route, "record" if own else "")
+        if settings.record_dir is None:
+            if own and kept:
+                text = "has `record`, but there is no folder for it"
+                yield Finding("warning", key, text, "set BRIDGE_RECORD_DIR", place)
+        elif kept - {"report"} and not route.plays_notice:
+            who = f"route {route.name}" if route.name else "the default route"
+            text = f"records the calls of {who} without telling the caller"
+            fix = "add a `notice` that says so to the route, or `record: off`"
+            yield Finding("warning", key, text, fix, place)
 
 
 def _deprecated(settings: Settings) -> Iterator[Finding]:
@@ -346,6 +372,8 @@ def _in_force(settings: Settings) -> list[Finding]:
         "TWILIO_ACCOUNTS": _each("takes calls of", it.twilio_accounts),
         "BRIDGE_REDIS_URL": redis and f"is set: calls are shared at {redis}",
         "BRIDGE_RECORD_DIR": it.record_dir and f"is {it.record_dir}",
+        "BRIDGE_RECORD": it.record_dir
+        and f"is {', '.join(sorted(it.record)) or 'off'}",
         "BRIDGE_FALLBACK_NUMBER": it.fallback_number and "is set",
         "BRIDGE_FALLBACK": it.fallback and "is on: callers do not reach the agent",
         "BRIDGE_ADVERTISE_URL": it.advertise_url and f"is {it.advertise_url}",

@@ -36,6 +36,7 @@ from bridge.fleet.signing import FleetKey
 from bridge.model.local_mcp import LocalMcp, McpUnavailable, local_mcp
 from bridge.model.session import ModelTarget
 from bridge.records import retention
+from bridge.records.recorder import Recorder
 from bridge.records.report import Reports
 from bridge.telemetry.disk_space import DiskSpace, watched
 from bridge.telemetry.metrics import Metrics
@@ -178,6 +179,7 @@ async def _open_services(
         reporting(_quotas(settings, registry, metrics)) as quotas,
         following(_fallback(settings, registry, metrics)) as fallback,
         retention.delete_expired(settings.record_dir, settings.record_days),
+        _recorder(settings, trace_writer, metrics) as recorder,
     ):
         yield Services(
             source=user_code.source,
@@ -193,8 +195,7 @@ async def _open_services(
             functions=user_code.functions,
             report_url=settings.report_url,
             fallback_number=settings.fallback_number or "",
-            record_dir=settings.record_dir,
-            trace_writer=trace_writer,
+            recorder=recorder,
             fallback=fallback,
             waiting_sound=settings.waiting_sound,
             slow_tool_seconds=settings.slow_tool_seconds,
@@ -265,6 +266,12 @@ def _ceilings_of(settings: Settings) -> Ceilings:
         longest_seconds=settings.longest_seconds,
         cost=settings.cost_per_call or None,
         prices=settings.prices,
+    )
+
+
+def _recorder(settings: Settings, writer: TraceWriter, metrics: Metrics) -> Recorder:
+    return Recorder(
+        settings.record_dir, settings.record, writer, metrics.records_failed.inc
     )
 
 

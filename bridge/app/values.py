@@ -26,6 +26,7 @@ import twiml
 from bridge.app import recordings
 from bridge.app.recordings import Sound
 from bridge.core.rules import Prices
+from bridge.picture.files import RECORD_PARTS, RecordPart
 from bridge.records import standard_webhooks
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -558,6 +559,22 @@ def _with_default(names: tuple[str, ...]) -> tuple[str, ...]:
     return others if len(others) == len(names) else (*PARAMETERS, *others)
 
 
+def _record_parts(value: object) -> frozenset[RecordPart]:
+    if isinstance(value, frozenset):
+        return value
+    found = {it.strip() for it in stripped(value).lower().split(",") if it.strip()}
+    if found == {"off"}:
+        return frozenset()
+    fix = f"set {', '.join(RECORD_PARTS)}, some of them, or off"
+    if not found:
+        raise wrong("names nothing", fix)
+    for it in sorted(found - {*RECORD_PARTS}):
+        raise wrong(f"has {it!r}, which is nothing that can be kept", fix)
+    return frozenset(it for it in RECORD_PARTS if it in found)
+
+
+RecordParts = Annotated[frozenset[RecordPart], PlainValidator(_record_parts)]
+"""What is kept of a call at its end."""
 ParameterNames = Annotated[
     tuple[Annotated[Text, _PARAMETER], ...],
     BeforeValidator(_comma_separated),

@@ -272,6 +272,7 @@ class Call:
         self._timer.cancel()
         if self._trace:
             self._trace.close()
+            self._services.recorder.call_ended(self._trace, self._route.record)
         self._identified.set()
         self._ended.set()  # also if the call failed: `take_over` then returns False
         outcome = f"{self._ending.by}_{self._ending.why}"
@@ -301,7 +302,8 @@ class Call:
         self._notes.end()
         if not continuity.has_moved:
             report = report_of(live, by, why, seconds)
-            self._services.deliver_report(self._route, report)
+            trace = self._trace.path if self._trace else None
+            self._services.deliver_report(self._route, report, beside=trace)
 
     async def _store_next_step_and_close(self) -> None:
         """Stores what Twilio must do next, then closes the leg: Twilio asks
@@ -434,9 +436,10 @@ class Call:
         if facts.stream_sid:
             self._log = self._log.bind(stream_sid=facts.stream_sid)
         self._log.info("call_started", route=route.name)
-        if self._trace and services.record_dir:
-            writer, folder = services.trace_writer, services.record_dir
-            self._trace.open(writer, folder, sid, facts.stream_sid or sid, route.redact)
+        if self._trace and not services.recorder.begin(
+            self._trace, sid, facts.stream_sid, route.record, route.redact
+        ):
+            self._trace = None
         for task in self._unnamed_tasks:
             task.set_name(f"{sid} {task.get_name()}")
         listeners = Listeners(services.background_tasks.start, sid)
@@ -512,7 +515,7 @@ class Call:
     def _new_trace(self, now: float) -> Trace | None:
         """None: the operator keeps no traces."""
         services = self._services
-        if not services.record_dir:
+        if not services.recorder.folder:
             return None
         capabilities = self._leg.capabilities
         return Trace(now, self._trace_lost, services.bounds, capabilities)

@@ -378,7 +378,8 @@ async def _forget_in(
                 raise retention.StillRuns
             traces, shared = await retention.forget_call(where, registry, sid)
         except retention.StillRuns:
-            results[sid] = ("is still running, so nothing was deleted", False)
+            text = "is still running, or its files are being made: try again later"
+            results[sid] = (text, False)
         except OSError as error:
             results[sid] = (
                 f"some records could not be deleted: {error.strerror}",

@@ -26,6 +26,7 @@ WavOption = Annotated[
     bool,
     typer.Option("--wav", help="write what both sides heard: caller left, agent right"),
 ]
+PageOption = Annotated[bool, typer.Option("--page", help="write the page; the default")]
 FolderOption = Annotated[
     Path | None, typer.Option(help="folder of the traces, instead of BRIDGE_RECORD_DIR")
 ]
@@ -38,6 +39,7 @@ def show(
     text: TextOption = False,
     svg: SvgOption = False,
     wav: WavOption = False,
+    page: PageOption = False,
     folder: FolderOption = None,
     write: OutOption = None,
 ) -> None:
@@ -46,9 +48,18 @@ def show(
     Writes a page that a browser opens from the disk, and prints the file's name. A
     running call can be shown, too: up to the last block that was written.
     """
-    from bridge.picture import files, page, reading, recording
+    from bridge.picture import files, reading, recording
+    from bridge.picture import page as as_page
     from bridge.picture import text as as_text
 
+    makers = {
+        files.WAV_SUFFIX: (wav, recording.stereo_wav),
+        files.SVG_SUFFIX: (svg, lambda view: as_text.svg(view).encode()),
+        files.PAGE_SUFFIX: (page, lambda view: as_page.page(view).encode()),
+    }
+    wanted = [it for it, (is_wanted, _) in makers.items() if is_wanted]
+    if write and len(wanted) > 1:
+        stop_with("--out names one file: choose one of --page, --svg and --wav.")
     found = _traces(call, folder, last=last)
     if write and len(found) > 1 and not text:
         stop_with(f"{call} has {len(found)} traces: name one of them, or omit --out.")
@@ -60,18 +71,13 @@ def show(
         if text:
             as_text.show(view, out)
             continue
-        if wav:
-            suffix, content = files.WAV_SUFFIX, recording.stereo_wav(view)
-        elif svg:
-            suffix, content = files.SVG_SUFFIX, as_text.svg(view).encode()
-        else:
-            suffix, content = files.PAGE_SUFFIX, page.page(view).encode()
-        made = write or files.beside(path, suffix)
-        try:
-            files.write_private(made, content)
-        except OSError as error:
-            stop_with(f"{made} cannot be written: {error.strerror}")
-        out.print(str(made), highlight=False, markup=False, soft_wrap=True)
+        for suffix in wanted or [files.PAGE_SUFFIX]:
+            made = write or files.beside(path, suffix)
+            try:
+                files.write_private(made, makers[suffix][1](view))
+            except OSError as error:
+                stop_with(f"{made} cannot be written: {error.strerror}")
+            out.print(str(made), highlight=False, markup=False, soft_wrap=True)
 
 
 def _traces(call: str, folder: Path | None, *, last: bool) -> list[Path]:

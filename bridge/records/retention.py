@@ -1,7 +1,7 @@
 """Deletion of traces: after BRIDGE_RECORD_DAYS, or for one call on request.
 
 Deletes only files of BRIDGE_RECORD_DIR itself that have the name of a trace
-(bridge/telemetry/trace.py), or of a page or a WAV that was made from a trace
+(bridge/telemetry/trace.py), or of a file beside a trace, finished or not
 (bridge/picture/files.py). Follows no link, enters no other folder.
 """
 
@@ -10,14 +10,14 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import structlog
 
 from bridge.fleet import Registry
-from bridge.picture.files import PAGE_SUFFIX, SVG_SUFFIX, WAV_SUFFIX
+from bridge.picture.files import SUFFIXES, UNFINISHED
 from bridge.telemetry.trace import PLAIN_SUFFIX, SUFFIX, plain_name
 
 log = structlog.get_logger()
@@ -27,10 +27,11 @@ INTERVAL_SECONDS = 3600.0
 
 DAY_SECONDS = 24 * 3600
 
-_SUFFIXES = "|".join(
-    map(re.escape, (SUFFIX, PLAIN_SUFFIX, PAGE_SUFFIX, SVG_SUFFIX, WAV_SUFFIX))
+_BEFORE, _BEHIND = map(re.escape, UNFINISHED)
+_SUFFIXES = "|".join(map(re.escape, (SUFFIX, PLAIN_SUFFIX, *SUFFIXES)))
+_NAME = re.compile(
+    rf"(?:{_BEFORE})?(\w{{0,64}})\.\w{{0,64}}(?:{_SUFFIXES})(?:{_BEHIND})?", re.ASCII
 )
-_TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}(?:{_SUFFIXES})", re.ASCII)
 
 STORED_NAMES = (
     *("snapshot", "plan", "stream_ended", "status", "final_status", "answered_by"),
@@ -40,7 +41,7 @@ STORED_NAMES = (
 
 
 class StillRuns(Exception):
-    """A trace of the call is being written."""
+    """A trace of the call is being written, or files are being made from it."""
 
 
 def forget(folder: Path, call_sid: str) -> int:
@@ -64,17 +65,21 @@ def _delete(folder: Path, selected: Callable[[str, float], bool]) -> int:
     left: OSError | StillRuns | None = None
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if _TRACE_NAME.fullmatch(entry.name)]
+            found = [
+                (entry, named[1])
+                for entry in entries
+                if (named := _NAME.fullmatch(entry.name))
+            ]
     except FileNotFoundError:
         return 0  # the first call creates the folder
-    for entry in found:
+    for entry, call in found:
         try:
             if not entry.is_file(follow_symlinks=False):
                 continue
             written = entry.stat(follow_symlinks=False).st_mtime
-            if selected(entry.name.partition(".")[0], written):
-                _check_not_written(entry.path)
-                Path(entry.path).unlink()
+            if selected(call, written):
+                with _not_in_use(entry.path):
+                    Path(entry.path).unlink()
                 deleted += 1
         except FileNotFoundError:
             continue  # another process has deleted it
@@ -85,14 +90,18 @@ def _delete(folder: Path, selected: Callable[[str, float], bool]) -> int:
     return deleted
 
 
-def _check_not_written(path: str) -> None:
-    """StillRuns if a process writes the file and so holds its lock
-    (bridge/telemetry/trace.py)."""
+@contextmanager
+def _not_in_use(path: str) -> Iterator[None]:
+    """Holds the lock of the file. StillRuns if a process writes the file
+    (bridge/telemetry/trace_file.py) or makes others from it (recorder.py), and so holds
+    its lock."""
     file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StillRuns from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StillRuns from None
+        yield
     finally:
         os.close(file)
 

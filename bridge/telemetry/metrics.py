@@ -226,6 +226,10 @@ class Metrics:
             "why",
             ("disk_full", "slow", "size", "error"),
         )
+        self.records_failed = self._counter(
+            "bridge_records_failed",
+            "Calls of which a file that BRIDGE_RECORD or a route asks for was not made",
+        )
 
     def _add_fleet(self) -> None:
         self.draining = self._gauge(

@@ -92,6 +92,9 @@ class Trace:
         bounds: Bounds = Bounds(),  # noqa: B008 - a value
         capabilities: Capabilities = MEDIA_STREAM,
     ) -> None:
+        self.has_audio = capabilities.has_audio
+        self.path: Path | None = None
+        """None until `open`."""
         self._on_lost = on_lost
         self._file: TraceFile | None = None
         self._early: list[bytes] = []
@@ -114,7 +117,8 @@ class Trace:
 
         `redaction` is applied to every line. The first line of a redacted trace names
         what was redacted; its replay gives the same call with other words."""
-        path = folder / f"{plain_name(call_sid)}.{plain_name(stream_sid)}{SUFFIX}"
+        path = folder / f"{stem(call_sid, stream_sid)}{SUFFIX}"
+        self.path = path
         self._redaction = redaction or self._redaction
         if self._over:
             return path  # it was given up before
@@ -127,6 +131,11 @@ class Trace:
             self._put(line)
         self._early.clear()
         return path
+
+    @property
+    def lost(self) -> bool:
+        """It was not written to its end."""
+        return self._file is None or self._file.lost
 
     def input(self, given: Input, at: float) -> None:
         self._write(InputLine(at, given))
@@ -175,6 +184,12 @@ class Trace:
 def plain_name(sid: str) -> str:
     """A SID as part of a file name, safe for any text that a client sends as SID."""
     return re.sub("[^A-Za-z0-9]", "_", sid)[:64]
+
+
+def stem(call_sid: str, stream_sid: str) -> str:
+    """What the names of all files of a call begin with. `stream_sid` is empty for a
+    call without a stream."""
+    return f"{plain_name(call_sid)}.{plain_name(stream_sid or call_sid)}"
 
 
 def _redacted(line: dict[str, Any], redaction: Redaction) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 from bridge.app.configuration import FoundConfiguration, read_configuration
 from bridge.app.settings import Finding, read
+from tests.app.test_routes import wav_file
 
 GOOD = {
     "BRIDGE_PUBLIC_URL": "https://phone.test",
@@ -247,3 +248,67 @@ def test_a_finding_says_where_it_is() -> None:
     it = Finding("error", "BRIDGE_PORT", "is 'x'", "set a number", ".env:3")
 
     assert str(it) == "BRIDGE_PORT (.env:3) is 'x': set a number"
+
+
+# --- callers who are recorded ---
+
+
+def test_a_recorded_caller_who_is_not_told_is_a_warning(tmp_path: Path) -> None:
+    """One for each route that has no notice, and no greeting that may be one. A trace
+    has the caller's voice, too."""
+    wav = str(wav_file(tmp_path))
+    routes = tmp_path / "routes.yaml"
+    routes.write_text(
+        "routes:\n"
+        "  - name: silent\n"
+        "  - name: loud\n"
+        "    record: [audio, page]\n"
+        "  - name: told\n"
+        f"    notice: {{file: {wav}, words: This call is recorded.}}\n"
+        "  - name: greeted\n"
+        f"    greeting: {{file: {wav}, words: This call is recorded.}}\n"
+        "  - name: instructed\n"
+        "    greeting: {text: Say that the call is recorded., interruptible: off}\n"
+        "  - name: cut\n"
+        "    greeting: {text: Say that the call is recorded.}\n"
+        "  - name: off\n"
+        "    record: off\n"
+        "  - name: words\n"
+        "    record: report\n"
+    )
+    conf = {"BRIDGE_ROUTES": str(routes), "BRIDGE_RECORD_DIR": str(tmp_path / "calls")}
+
+    found = configuration(tmp_path, **GOOD, **conf).problems
+
+    assert {it.level for it in found} == {"warning"}
+    who = "records the calls of {} without telling the caller"
+    named = ("route silent", "route loud", "route cut", "the default route")
+    assert [it.text for it in found] == [who.format(it) for it in named]
+    assert [it.place.rpartition(":")[2] for it in found] == ["2", "4", "11", "1"]
+    assert all("`notice`" in it.fix for it in found)
+
+
+def test_without_routes_the_folder_is_named(tmp_path: Path) -> None:
+    """And nothing, if the traces are switched off."""
+    conf = {**GOOD, "BRIDGE_RECORD_DIR": str(tmp_path / "calls")}
+    text = "records the calls of the default route without telling the caller"
+
+    assert told(configuration(tmp_path, **conf)) == {"BRIDGE_RECORD_DIR": text}
+    off = configuration(tmp_path, **conf, BRIDGE_RECORD="off")
+    assert told(off) == {}
+
+
+def test_records_without_a_folder_are_a_warning(tmp_path: Path) -> None:
+    """Somebody believes that calls are recorded."""
+    routes = tmp_path / "routes.yaml"
+    routes.write_text(
+        "routes:\n  - name: a\n    record: audio\n  - name: b\n    record: off\n"
+    )
+    conf = {"BRIDGE_ROUTES": str(routes), "BRIDGE_RECORD": "page"}
+
+    found = told(configuration(tmp_path, **GOOD, **conf))
+
+    assert found == {
+        "BRIDGE_RECORD": "is set, but there is no folder for it",
+        "routes.yaml:3": "has `record`, but there is no folder for it",
+    }

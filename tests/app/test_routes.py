@@ -544,6 +544,8 @@ def test_a_malformed_file_is_reported_with_a_line(
             "redact: [{pattern: a, mapping: x}]",
             ".redact.1.mapping is not a known key: the keys are pattern",
         ),
+        ("record: [audio, video]", ".record.2 is 'video': write trace, audio, page or"),
+        ("record: []", ".record is an empty list: name what to keep, or write off"),
         (
             f"keys: {{1: {{transfer: {{number: {OURS}, numbr: x}}}}}}",
             ".keys.1.transfer.numbr is not a known key: did you mean number?",
@@ -784,6 +786,14 @@ def test_redact_is_read(tmp_path: Path) -> None:
     assert redact.text(said) == "My [removed] or [digits]"
     assert one(tmp_path, "redact: keys").redact.names == ["keys"]
     assert not one(tmp_path, "greeting: Hi.").redact
+
+
+def test_what_is_kept_of_a_call_is_read(tmp_path: Path) -> None:
+    """As a list, as one word, or as off, which is something else than no word of it."""
+    assert one(tmp_path, "record: [audio, page]").record == {"audio", "page"}
+    assert one(tmp_path, "record: report").record == {"report"}
+    assert one(tmp_path, "record: off").record == frozenset()
+    assert one(tmp_path, "greeting: Hi.").record is None
 
 
 def test_redact_of_a_route_replaces_that_of_the_defaults(tmp_path: Path) -> None:

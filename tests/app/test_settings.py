@@ -70,6 +70,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert found.transcription_model == "gpt-transcribe"
     assert (found.greeting, found.drain_seconds) == (GREETING, 300.0)
     assert (found.model_headers, found.record_dir) == ({}, None)
+    assert found.record == {"trace"}
     assert (found.log_format, found.fallback_number) == ("auto", None)
     assert (found.when_full, found.queue_seconds) == ("busy", 120.0)
     assert (found.routes, found.api_token, found.model_connect) == (None, None, None)
@@ -97,6 +98,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         BRIDGE_MAX_CALLS="1",
         BRIDGE_DRAIN_SECONDS="1.5",
         BRIDGE_RECORD_DIR=str(tmp_path),
+        BRIDGE_RECORD="audio, Page,",
         BRIDGE_FALLBACK_NUMBER="+1 415-555-0100",
         BRIDGE_WHEN_FULL="Queue",
         BRIDGE_QUEUE_SECONDS="45.5",
@@ -130,7 +132,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     assert (found.transcription_model, found.greeting) == ("", "")
     assert (found.waiting_sound, found.slow_tool_seconds) == (OFF, 5.5)
     assert (found.max_calls, found.drain_seconds) == (1, 1.5)
-    assert found.record_dir == tmp_path
+    assert (found.record_dir, found.record) == (tmp_path, {"audio", "page"})
     assert (found.fallback_number, found.log_format) == ("+14155550100", "json")
     assert (found.when_full, found.queue_seconds) == ("queue", 45.5)
     assert found.routes == Path("routes.yaml")
@@ -267,6 +269,9 @@ def test_the_error_has_one_line_for_each_mistake() -> None:
         ("BRIDGE_MODEL_HEADERS", '{"a": "b\\r\\nc: d"}', "control characters"),
         ("BRIDGE_MODEL_HEADERS", '{"a":' * 100_000, "not a valid JSON object"),
         ("BRIDGE_RECORD_DIR", __file__, "names a file"),
+        ("BRIDGE_RECORD", "audio,video", "'video', which is nothing"),
+        ("BRIDGE_RECORD", ",", "names nothing"),
+        ("BRIDGE_RECORD", "off,trace", "'off', which is nothing"),
         (
             "BRIDGE_RECORD_DIR",
             "~nobody-of-that-name/calls",
@@ -760,6 +765,7 @@ def test_check_reports_effective_settings_and_mistakes() -> None:
         ("BRIDGE_COST_PER_DAY", "12.5", "cost_per_day", 12.5),
         ("BRIDGE_TICKETS", "OFF", "tickets", "off"),
         ("BRIDGE_RECORD_DAYS", "0", "record_days", 0),
+        ("BRIDGE_RECORD", " OFF ", "record", frozenset()),
         ("BRIDGE_PARAMETERS", "none", "parameters", ()),
         ("BRIDGE_PARAMETERS", "", "parameters", PARAMETERS),
         ("BRIDGE_PARAMETERS", "tenant, X*", "parameters", ("tenant", "X*")),

@@ -481,7 +481,7 @@ def test_forget_reports_what_it_could_not_delete(tmp_path: Path) -> None:
     assert (done.exit_code, nowhere.exit_code) == (1, 1)
     assert done.stdout.splitlines() == [
         f"CA9: has no records in {tmp_path}",
-        "CA2: is still running, so nothing was deleted",
+        "CA2: is still running, or its files are being made: try again later",
         "CA*: is not a call SID, such as CA and 32 digits",
         "../x: is not a call SID, such as CA and 32 digits",
     ]
@@ -512,7 +512,7 @@ def test_forget_deletes_shared_records(tmp_path: Path) -> None:
             assert done.exit_code == 1
             assert done.stdout.splitlines() == [
                 "CA1: deleted: traces 0, shared records 1",
-                "CA2: is still running, so nothing was deleted",
+                "CA2: is still running, or its files are being made: try again later",
             ]
             assert await registry.get("snapshot:CA1") is None
             assert await registry.get("snapshot:CA2") == b"words"

@@ -57,6 +57,24 @@ def test_the_recording(folder: Path, tmp_path: Path) -> None:
     assert other.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_page_and_the_recording_of_one_replay(folder: Path) -> None:
+    """They are the files that each option alone makes; one name is not for both."""
+    assert show("CA1", "--wav", "--folder", str(folder))[0] == 0
+    assert show("CA1", "--folder", str(folder))[0] == 0
+    names = ("CA1.MZ1.call.wav", "CA1.MZ1.call.html")
+    alone = [(folder / name).read_bytes() for name in names]
+    for name in names:
+        (folder / name).unlink()
+
+    code, said, _ = show("CA1", "--wav", "--page", "--folder", str(folder))
+
+    assert (code, said) == (0, "".join(f"{folder / name}\n" for name in names))
+    assert [(folder / name).read_bytes() for name in names] == alone
+    options = ("--wav", "--page", "--out", "x", "--folder", str(folder))
+    code, _, told = show("CA1", *options)
+    assert (code, "--out names one file" in told) == (1, True)
+
+
 def test_the_text_as_a_picture(folder: Path) -> None:
     assert show("CA1", "--svg", "--folder", str(folder))[0] == 0
     written = folder / "CA1.MZ1.call.svg"

@@ -37,13 +37,24 @@ def left(folder: Path) -> set[str]:
 
 def test_old_traces_are_deleted(tmp_path: Path) -> None:
     """Nothing that people said is stored longer than the operator has configured."""
-    for suffix in ("trace.jsonl", "trace.jsonl.zst", "call.html", "call.wav"):
+    made = ("call.html", "call.wav", "call.svg", "call.json")
+    for suffix in ("trace.jsonl", "trace.jsonl.zst", *made):
         put(tmp_path, f"CA1.MZ1.{suffix}", OLD)
     put(tmp_path, "CA2.MZ2.trace.jsonl")
 
-    assert expire(tmp_path, time.time() - 30 * DAY_SECONDS) == 4
+    assert expire(tmp_path, time.time() - 30 * DAY_SECONDS) == 6
 
     assert left(tmp_path) == {"CA2.MZ2.trace.jsonl"}
+
+
+def test_a_file_that_was_not_finished_is_deleted(tmp_path: Path) -> None:
+    """A process that is killed while it writes a recording leaves one: it has the
+    caller's voice."""
+    put(tmp_path, ".CA1.MZ1.call.wav.new")
+    put(tmp_path, ".CA2.MZ1.call.wav.new")
+
+    assert forget(tmp_path, "CA1") == 1
+    assert left(tmp_path) == {".CA2.MZ1.call.wav.new"}
 
 
 def test_only_traces_are_deleted(tmp_path: Path) -> None:

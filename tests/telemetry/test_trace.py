@@ -333,7 +333,7 @@ def test_a_trace_is_written_in_blocks_and_whole_at_the_end(tmp_path: Path) -> No
         ("CA1", "MZ2", "CA1.MZ2.trace.jsonl.zst"),
         ("../../etc/passwd", "/root", "______etc_passwd._root.trace.jsonl.zst"),
         ("CA\x00\n é", "..", "CA____.__.trace.jsonl.zst"),
-        ("A" * 5000, "", f"{'A' * 64}..trace.jsonl.zst"),
+        ("A" * 5000, "", f"{'A' * 64}.{'A' * 64}.trace.jsonl.zst"),
     ],
 )
 def test_a_hostile_sid_is_only_an_odd_name(

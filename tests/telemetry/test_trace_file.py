@@ -156,7 +156,7 @@ async def test_a_call_is_not_forgotten_before_its_trace_is_written(
             settings, UserCode(receptionist, Routes.none()), model.url
         ) as services,
     ):
-        monkeypatch.setattr(disk, "writer", services.trace_writer)
+        monkeypatch.setattr(disk, "writer", services.recorder.writer)
         trace = Trace(1.0, pytest.fail)
         trace.open(disk.writer, tmp_path, "CA1", "MZ1")
         disk.hang()

@@ -423,7 +423,8 @@ class _Api:
 
 
 def _still_runs() -> Problem:
-    return Problem(409, "running", "The call is still running")
+    title = "The call is still running, or its files are being made"
+    return Problem(409, "running", title)
 
 
 def _json(body: Body, status: int = 200, **headers: str) -> web.Response:
