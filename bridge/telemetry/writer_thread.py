@@ -13,7 +13,9 @@ class WriterThread:
         self._most = queue_bytes
         self._jobs: SimpleQueue[tuple[Callable[[], None], int] | None] = SimpleQueue()
         self._bytes = 0
-        """Bytes in the queue; `_lock` guards it."""
+        """Bytes in the queue; `_lock` guards this and the next."""
+        self._undone = 0
+        """Jobs in the queue, with the one that runs."""
         # Reentrant: a finalizer that runs meanwhile may log or print.
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -25,6 +27,7 @@ class WriterThread:
             if size and self._bytes + size > self._most:
                 return False
             self._bytes += size
+            self._undone += 1
             if self._thread is None:
                 # A daemon: a disk that hangs must not keep the process from ending.
                 self._thread = threading.Thread(
@@ -37,6 +40,10 @@ class WriterThread:
     @property
     def is_started(self) -> bool:
         return self._thread is not None
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._undone
 
     @property
     def is_half_empty(self) -> bool:
@@ -60,3 +67,4 @@ class WriterThread:
             job()
             with self._lock:
                 self._bytes -= size
+                self._undone -= 1

@@ -272,8 +272,7 @@ def _works(thread: threading.Thread) -> bool:
     if worker_queue is not None:
         return bool(worker_queue.unfinished_tasks)
     owner = getattr(getattr(thread, "_target", None), "__self__", None)
-    jobs = getattr(owner, "_jobs", None)  # of a WriterThread
-    return jobs is None or not jobs.empty()
+    return not getattr(owner, "is_idle", False)  # of a WriterThread
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
