@@ -54,12 +54,12 @@ compose-test: setup  ## run the tests that need a Docker engine
 # Without a public url and a token, only developers call. The bridge then serves unsigned
 # requests, on this machine alone, and logs this when it starts. An empty value counts as
 # unset.
-serve: setup  ## run the bridge with the settings of the environment and .env
+serve: setup  ## run the bridge with the settings of the environment and .env (OPTIONS=--reload)
 	@said() { [ -n "$$(eval echo "\$${$$1:+said}")" ] || grep -Eqs \
 		"^[[:space:]]*(export[[:space:]]+)?$$1[[:space:]]*=[[:space:]]*[\"']?[^[:space:]\"'#]" .env; }; \
 	said BRIDGE_PUBLIC_URL || said TWILIO_AUTH_TOKEN || said TWILIO_AUTH_TOKEN_FILE || \
 	said BRIDGE_INSECURE || export BRIDGE_INSECURE=1; \
-	exec $(BIN)/bridge serve
+	exec $(BIN)/bridge serve $(OPTIONS)
 
 fleet: setup  ## run HAProxy, Redis and three bridges on this machine
 	@exec $(BIN)/python scripts/fleet.py --bridges 3
@@ -100,7 +100,7 @@ LOCKS := requirements.lock requirements-dev.lock requirements-bootstrap.lock
 lock: $(BIN)/uv  ## resolve pyproject.toml into the locks (UPGRADE=--upgrade: newest versions)
 	@for lock in $(LOCKS); do cp $$lock $$lock.new || : >$$lock.new; done
 	@dev=requirements-dev.lock.new && \
-	{ $(COMPILE) $(UPGRADE) --extra voice --group dev -o $$dev pyproject.toml && \
+	{ $(COMPILE) $(UPGRADE) --extra voice --extra reload --group dev -o $$dev pyproject.toml && \
 	$(COMPILE) -c $$dev --extra uvloop -o requirements.lock.new pyproject.toml && \
 	$(COMPILE) -c $$dev --group bootstrap -o requirements-bootstrap.lock.new; } \
 		|| { rm -f requirements*.lock.new; exit 1; }

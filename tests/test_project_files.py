@@ -52,9 +52,10 @@ def declared(lock: str) -> list[Requirement]:
     if lock != "requirements-bootstrap.lock":
         lines = whole["project"]["dependencies"]
     if lock == "requirements-dev.lock":
-        voice = whole["project"]["optional-dependencies"]["voice"]
+        extras = whole["project"]["optional-dependencies"]
+        extra = [*extras["voice"], *extras["reload"]]
         dev = [it for it in groups["dev"] if isinstance(it, str)]
-        lines = [*lines, *voice, *groups["bootstrap"], *dev]
+        lines = [*lines, *extra, *groups["bootstrap"], *dev]
     return [Requirement(line) for line in lines]
 
 

@@ -28,7 +28,8 @@ from agents.realtime import (
 )
 
 from bridge.agent import user_code
-from bridge.core.commands import Note
+from bridge.agent.finished_tools import FinishedTool
+from bridge.core.commands import Note, Value
 
 LATE_SECONDS = 5.0
 """Time a listener has for its remaining events after the call has ended."""
@@ -233,6 +234,18 @@ def note_events(note: Note) -> list[CallEvent]:
     if note.name == "said" and note.data["cut"]:
         events.append(CallEvent("audio_interrupted", data))
     return events
+
+
+def tool_notes(tool: FinishedTool) -> list[Note]:
+    """What is logged, counted and told to listeners of a tool call that has ended."""
+    outcome: dict[str, Value] = {"tool": tool.tool, "outcome": tool.outcome}
+    notes = [Note("tool_finished", {**outcome, "seconds": round(tool.seconds, 3)})]
+    if tool.error:
+        place = {"where": tool.where, "exception": tool.traceback}
+        data = {"tool": tool.tool, "error": tool.error}
+        data |= {name: text for name, text in place.items() if text}
+        notes.insert(0, Note("tool_failed", data, {"message": tool.message}))
+    return notes
 
 
 def session_note(event: RealtimeSessionEvent) -> Note | None:

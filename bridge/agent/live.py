@@ -18,6 +18,7 @@ from agents.realtime import RealtimeSession
 import twiml
 from bridge.agent.approvals import Approval, Approvals
 from bridge.agent.events import CallEvent, Listener, Listeners
+from bridge.agent.finished_tools import FinishedTool
 from bridge.core.answered import Answer
 from bridge.core.history import HistoryItem
 from bridge.core.transfers import FailedTransfer
@@ -194,6 +195,15 @@ class LiveCall:
         self.messages: list[Message] = []
         self.problems: list[ModelProblem] = []
         """What went wrong between the bridge and the model's server."""
+        self.finished_tools: dict[str, FinishedTool] = {}
+        """The newest tool calls of this stream that have ended, by the id of the
+        call."""
+        self.handoffs: list[tuple[float, str, str]] = []
+        """(seconds since the epoch, agent, agent that is in charge since then), on this
+        stream."""
+        self.delays: list[tuple[float, float]] = []
+        """(seconds since the epoch, seconds until the first audio of an answer), on
+        this stream."""
         self.failed_transfers: list[FailedTransfer] = []
         """Transfers of this call that nobody answered."""
         self.notes: dict[str, Any] = {}

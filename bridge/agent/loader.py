@@ -15,7 +15,7 @@ from typing import Any, cast
 from agents.realtime import RealtimeAgent, RealtimeRunConfig, RealtimeRunner
 from agents.realtime.openai_realtime import OpenAIRealtimeWebSocketModel
 
-from bridge.agent import user_code
+from bridge.agent import load_errors, tool_definitions, user_code
 from bridge.agent.live import LiveCall
 
 
@@ -40,11 +40,12 @@ def load(name: str) -> AgentSource:
     AgentNotLoaded: the name cannot be imported, or refers to something else.
     """
     source = attribute_of(name)
-    if isinstance(source, RealtimeRunner):
-        _agent_and_config(
-            source
-        )  # reports an unusable runner at start, not at the first call
-    elif not (is_agent(source) or callable(source)):
+    if isinstance(source, RealtimeAgent | RealtimeRunner):
+        try:
+            _agent_and_config(source)  # not at the first call
+        except AgentNotLoaded as error:
+            raise AgentNotLoaded(f"{name}: {error}") from None
+    elif not callable(source):
         kind = type(source).__name__
         raise AgentNotLoaded(
             f"{name} is a {kind}, not a RealtimeAgent or a function that makes one"
@@ -71,9 +72,7 @@ def attribute_of(name: str) -> object:
     try:
         source = reduce(getattr, attribute.split("."), module)
     except AttributeError:
-        near = [key for key, it in vars(module).items() if _is_loadable(it, module)]
-        hint = f"; it has {', '.join(sorted(near))}" if near else ""
-        raise AgentNotLoaded(f"{where} has no {attribute!r}{hint}") from None
+        raise AgentNotLoaded(_no_attribute(where, module, attribute)) from None
     return cast(object, source)
 
 
@@ -101,6 +100,8 @@ def first_agent(made: Made) -> RealtimeAgent[Any]:
 
 def _agent_and_config(made: object) -> tuple[RealtimeAgent[Any], RealtimeRunConfig]:
     if isinstance(made, RealtimeAgent):
+        if mistakes := tool_definitions.mistakes_of(made):
+            raise AgentNotLoaded("; ".join(mistakes))
         return made, {}
     if not isinstance(made, RealtimeRunner):
         what = "nothing" if made is None else f"a {type(made).__name__}"
@@ -110,7 +111,15 @@ def _agent_and_config(made: object) -> tuple[RealtimeAgent[Any], RealtimeRunConf
             "the runner has a model of its own, but only the bridge's model class "
             "carries audio: set the model with BRIDGE_MODEL_URL and BRIDGE_MODEL"
         )
-    return made._starting_agent, {**(made._config or {})}
+    return _agent_and_config(made._starting_agent)[0], {**(made._config or {})}
+
+
+def _no_attribute(where: str, module: ModuleType, attribute: str) -> str:
+    usable = [key for key, it in vars(module).items() if _is_loadable(it, module)]
+    near = load_errors.do_you_mean(attribute, usable or vars(module))
+    listed = ", ".join(sorted(usable)[: load_errors.MAX_LISTED])
+    hints = [near, f"it has {listed}" if listed else ""]
+    return "; ".join([f"{where} has no {attribute!r}", *filter(None, hints)])
 
 
 def _is_loadable(value: object, module: ModuleType) -> bool:
@@ -132,7 +141,8 @@ def _import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise AgentNotLoaded(f"{name} cannot be imported: {_cause(error)}") from error
+        why = load_errors.why_not_imported(error, name)
+        raise AgentNotLoaded(f"{name} cannot be imported: {why}") from error
 
 
 def _import_file(path: str) -> ModuleType:
@@ -140,7 +150,9 @@ def _import_file(path: str) -> ModuleType:
     if file in _files:
         return _files[file]  # run once: agent and functions share the file's state
     if not file.is_file():
-        raise AgentNotLoaded(f"there is no file {path}")
+        near = load_errors.do_you_mean(file.name, _files_beside(file))
+        text = f"there is no file {path} ({file})"
+        raise AgentNotLoaded(f"{text}; {near}" if near else text)
     name = f"bridge_agent_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -154,10 +166,12 @@ def _import_file(path: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise AgentNotLoaded(f"{path} cannot be run: {_cause(error)}") from error
+        why = load_errors.why_not_imported(error)
+        raise AgentNotLoaded(f"{path} cannot be run: {why}") from error
     _files[file] = module
     return module
 
 
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _files_beside(file: Path) -> list[str]:
+    folder = file.parent
+    return [it.name for it in folder.glob("*.py")] if folder.is_dir() else []

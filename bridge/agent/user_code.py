@@ -27,27 +27,20 @@ PROMPT_SECONDS = 15.0
 list of tools."""
 
 
-FRAMES = 3
-"""Innermost frames of a traceback that `where` gives; the others are the SDK's."""
-
-
 class UserCodeFailed(Exception):
     """User code raised what no caller can handle; that error is the cause."""
 
 
+def raised(error: BaseException) -> BaseException:
+    """The error that user code raised, without UserCodeFailed around it."""
+    if isinstance(error, UserCodeFailed) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
 def kind(error: BaseException) -> str:
     """The name of the type of the error that user code raised."""
-    if isinstance(error, UserCodeFailed) and error.__cause__ is not None:
-        error = error.__cause__
-    return type(error).__name__
-
-
-def where(error: BaseException) -> str:
-    """The code that raised, without the error's text, which may quote the caller."""
-    if isinstance(error, UserCodeFailed) and error.__cause__ is not None:
-        error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
-    return " > ".join(f"{it.filename}:{it.lineno} {it.name}" for it in frames)
+    return type(raised(error)).__name__
 
 
 def is_theirs(error: BaseException) -> bool:

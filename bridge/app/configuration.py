@@ -6,7 +6,7 @@ check` prints it. Nothing here opens a connection or calls a function of the use
 from dataclasses import dataclass
 
 from bridge.app import settings_report
-from bridge.app.settings import Finding, Reading, Settings
+from bridge.app.settings import Finding, Reading, Settings, export
 from bridge.app.startup import UserCode, read_user_code
 
 
@@ -35,7 +35,8 @@ class Configuration:
 
 
 def read_configuration(reading: Reading) -> Configuration:
-    """Imports the user's code."""
+    """Imports the user's code, which finds in the environment what .env holds."""
+    export(reading.file)
     of_settings = settings_report.report(reading)
     wrong = {it.name.removesuffix("_FILE") for it in reading.mistakes}
     user_code, found = read_user_code(reading.settings)

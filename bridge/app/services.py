@@ -4,6 +4,7 @@ startup.py makes it. It applies a route's settings to a call and decides nothing
 about the call.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,8 @@ class Services:
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Functions that routes name, by that name."""
     report_url: str | None = field(default=None, repr=False)
+    print_report: Callable[[CallReport], None] | None = None
+    """Prints the report of each call that has ended for people (BRIDGE_PRINT_CALLS)."""
     fallback_number: str = ""
     transfer_prefixes: tuple[str, ...] = ()
     """Numbers to which calls may be transferred, besides those that routes name."""
@@ -166,13 +169,17 @@ class Services:
         await retention.forget_call(self.record_dir, self.registry, call_sid)
 
     def deliver_report(self, route: Route, report: CallReport) -> None:
-        """Sends the report to the function and the URL that the route names. Without a
-        URL in the route, BRIDGE_REPORT_URL is used."""
+        """Sends the report to the function and the URL that the route names, and to the
+        terminal of a developer. Without a URL in the route, BRIDGE_REPORT_URL is
+        used."""
         where = route.report
         to = self.functions.get(where.to or "") if where else None
         url = (where.url if where else None) or self.report_url
         if to or url:
             self.reports.send(report, to, url)
+        if self.print_report:
+            # Not here: an error of the printer must not reach the end of the call.
+            asyncio.get_running_loop().call_soon(self.print_report, report)
 
 
 def _recordings(route: Route, history: Sequence[HistoryItem]) -> tuple[Recording, ...]:

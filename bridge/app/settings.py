@@ -154,6 +154,8 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "json", "pretty"], values.Lower] = Field(
         default="auto", validation_alias="BRIDGE_LOG"
     )
+    # Prints what each call said, heard and did; auto: an insecure bridge on a terminal.
+    print_calls: Annotated[Literal["auto", "on", "off"], values.Lower] = "auto"
     openai_api_key: values.Secret | None = Field(default=None, repr=False)
     # Signs the webhook of incoming SIP calls.
     openai_webhook_secret: values.SigningSecret | None = Field(default=None, repr=False)
@@ -312,6 +314,16 @@ NAMES = frozenset(_FIELDS)
 
 SECRET_NAMES = frozenset(name for name, it in _FIELDS.items() if not it.repr)
 """Settings whose value may stand in a file: NAME_FILE=path in place of NAME=value."""
+
+
+def export(file: "EnvFile", *, own: bool = True) -> None:
+    """Puts what `file` holds into the process environment, where user code finds it as
+    in a container of docker compose. A variable that is set already stays. `own`: also
+    the settings of the bridge. Call it before user code, and the SDK, are imported."""
+    for name, value in file.values.items():
+        of_bridge = name in NAMES or name.startswith("BRIDGE_")
+        if own or not of_bridge:
+            os.environ.setdefault(name, value)
 
 
 def file_name(name: str) -> str:

@@ -114,10 +114,17 @@ def not_consequences(findings: list[Finding], wrong: Iterable[str]) -> list[Find
 def serving_mistakes(settings: Settings) -> list[Finding]:
     """Errors prevent calls of the real Twilio; warnings name likely mistakes."""
     parts = (
-        *(_insecure, _signatures, _placeholders, _model, _guessable, _half_set),
+        *(_insecure, _printed, _signatures, _placeholders, _model),
+        *(_guessable, _half_set),
         _deprecated,
     )
     return [finding for part in parts for finding in part(settings)]
+
+
+def _printed(settings: Settings) -> Iterator[Finding]:
+    if settings.print_calls == "on" and not settings.insecure:
+        text = "is on: stdout has the words of callers"
+        yield Finding("warning", "BRIDGE_PRINT_CALLS", text, "unset it in production")
 
 
 def open_with_model_key(settings: Settings) -> list[str]:

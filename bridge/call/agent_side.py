@@ -9,8 +9,10 @@ from agents.realtime import RealtimeSessionEvent, RealtimeToolApprovalRequired
 from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
-from bridge.agent import user_code
+from bridge.agent import tool_definitions, user_code
 from bridge.agent.approvals import Approvals
+from bridge.agent.events import tool_notes
+from bridge.agent.finished_tools import MAX_KEPT, FinishedTool
 from bridge.agent.live import BadRequest, LiveCall
 from bridge.call.leg import SessionControl
 from bridge.core import realtime_events
@@ -82,7 +84,8 @@ class AgentSide:
                 raise
             # A bug in the user's code (a function, the instructions). The user must fix
             # it, so the whole traceback is logged.
-            log.exception("agent_failed")
+            hint = tool_definitions.explained(error)
+            log.exception("agent_failed", **({"hint": hint} if hint else {}))
             self._feed(EndCall("bridge", "agent_failed"))
         else:
             self._feed(EndCall("model", "closed"))
@@ -167,8 +170,14 @@ class AgentSide:
     def tool_running(self, change: int, call_id: str = "") -> None:
         self._feed(ToolRunning(change, call_id))
 
-    def tool_failed(self, tool: str, error: str) -> None:
-        self._note(Note("tool_failed", {"tool": tool, "error": error}))
+    def tool_finished(self, tool: FinishedTool) -> None:
+        assert self._live, "only a session has tools"
+        kept = self._live.finished_tools
+        kept[tool.call_id] = tool
+        if len(kept) > MAX_KEPT:
+            del kept[next(iter(kept))]
+        for note in tool_notes(tool):
+            self._note(note)
 
     def session_event(self, event: RealtimeSessionEvent) -> None:
         if isinstance(event, RealtimeToolApprovalRequired):

@@ -111,7 +111,7 @@ class Call:
         self._unnamed_tasks: list[asyncio.Task[None]] = []
         """Tasks from before the call's SID was known; they are renamed then."""
         self._agent = AgentSide(
-            self.feed, self.note, self._session_event, self.end_without_model
+            self.feed, self._session_note, self._session_event, self.end_without_model
         )
         self._notes = CallNotes(services, self._agent.heard)
         self._actions = Actions(
@@ -388,9 +388,16 @@ class Call:
     def note(self, note: Note) -> None:
         self._notes.note(note)
 
+    def _session_note(self, note: Note) -> None:
+        self.note(note)
+        self._trace_session(note)
+
     def _session_event(self, event: RealtimeSessionEvent) -> None:
-        note = self._notes.session_event(event)
-        if note and self._trace:
+        if note := self._notes.session_event(event):
+            self._trace_session(note)
+
+    def _trace_session(self, note: Note) -> None:
+        if self._trace:
             self._trace.session(note, time.monotonic())
 
     def stream_lost(self) -> None:

@@ -1,5 +1,6 @@
 """Where the notes of a call go: log, metrics, usage, the agent's history, listeners."""
 
+import time
 from collections.abc import Callable
 
 import structlog
@@ -7,6 +8,7 @@ from agents.realtime import RealtimeSessionEvent
 from structlog.typing import FilteringBoundLogger
 
 from bridge.agent.events import Listeners, call_event, note_events, session_note
+from bridge.agent.finished_tools import MAX_KEPT
 from bridge.agent.live import LiveCall, ModelProblem
 from bridge.app.services import Services
 from bridge.core.commands import Note
@@ -67,6 +69,9 @@ class CallNotes:
             self._live.output_tokens += int(note.data["output_tokens"] or 0)
             self._live.cost += cost
             self._services.quotas.spent(cost)
+        if self._live and note.name == "first_audio":
+            delay = (time.time(), float(note.data["seconds"] or 0))
+            self._live.delays = [*self._live.delays[-MAX_KEPT:], delay]
         problem = problem_of(note)
         if self._live and problem and problem not in self._live.problems:
             self._live.problems = [*self._live.problems, problem][:MAX_PROBLEMS]
@@ -84,6 +89,9 @@ class CallNotes:
         note = session_note(event)
         if note:
             self._log.note(note)
+        if self._live and note and note.name == "handoff":
+            handoff = (time.time(), str(note.data["agent"]), str(note.data["to"]))
+            self._live.handoffs = [*self._live.handoffs[-MAX_KEPT:], handoff]
         if self._listeners and self._listeners.wants(event.type):
             self._listeners.emit(call_event(event))
         return note

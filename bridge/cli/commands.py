@@ -10,8 +10,9 @@ import platform
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from bridge.app.configuration import Configuration
     from bridge.app.startup import UserCode
     from bridge.fleet import Registry
+    from bridge.records.report import CallReport
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -112,12 +114,25 @@ def options(
     """Options without a command. The help text of the program is in `app`."""
 
 
+ReloadOption = Annotated[
+    bool,
+    typer.Option(
+        "--reload",
+        help="for development: start again when the agent's code, the routes file or "
+        ".env changes; running calls get a second to end. Needs BRIDGE_INSECURE=1",
+    ),
+]
+
+
 @app.command()
-def serve(agent: AgentOption = None) -> None:
+def serve(agent: AgentOption = None, reload: ReloadOption = False) -> None:
     """Take calls until SIGTERM or Ctrl-C; running calls may then finish.
 
     Configured by the environment and by .env; `bridge check` says what is missing.
     """
+    if reload:
+        _serve_again(load_settings(), agent)
+        return
     lost_lines = output.protect_output()
     environ = {**os.environ, **({"BRIDGE_AGENT": agent} if agent else {})}
     configuration = _configuration(environ)
@@ -138,6 +153,21 @@ def serve(agent: AgentOption = None) -> None:
         named = {} if event == "routes" else {"name": finding.name}
         structlog.get_logger().warning(event, **named, text=str(finding))
     run(_serve(conf, user_code, lost_lines))
+
+
+def _serve_again(conf: Settings, agent: str | None) -> None:
+    if not conf.insecure:
+        stop_with(
+            "--reload is for development: each change ends the running calls. It needs "
+            "BRIDGE_INSECURE=1, without BRIDGE_PUBLIC_URL"
+        )
+    try:
+        import watchfiles  # noqa: F401
+    except ImportError:
+        stop_with("--reload needs the package watchfiles: pip install watchfiles")
+    from bridge.cli.reload import serve_again
+
+    run(serve_again(conf, agent))
 
 
 @app.command()
@@ -166,6 +196,8 @@ def demo(
     from bridge.sim import scenario
 
     bundled = agent is None and routes is None
+    # Without the bridge's settings, so that a demo is the same everywhere, and free.
+    settings.export(settings.read({}).file, own=False)
     user_code = _user_code(_demo_settings(routes), agent)
     plan = scenario.RECEPTION if bundled else scenario.SMALL_TALK
     log.configure("pretty", logging.WARNING)
@@ -363,7 +395,7 @@ def _parameters(pairs: list[str]) -> dict[str, str]:
 
 
 def _demo_settings(routes: Path | None) -> Settings:
-    """Ignores the environment, so that a demo is the same everywhere."""
+    """Ignores the settings, so that a demo is the same everywhere."""
     if routes is None:
         return Settings()
     try:
@@ -461,6 +493,7 @@ async def _serve(
         except McpUnavailable as error:
             stop_with(f"bridge serve does not start: {error}")
         lost_lines.count_with(services.metrics.log_lines_lost.inc)
+        services = replace(services, print_report=_printer(conf))
         running = Server(conf, services)
         try:
             await running.start()
@@ -482,6 +515,16 @@ async def _serve(
     # ExceptionGroup.
     if listen_error:
         stop_with(listen_error)
+
+
+def _printer(conf: Settings) -> "Callable[[CallReport], None] | None":
+    """What prints the calls that are over. By default words of people are printed only
+    for a developer, who calls."""
+    from bridge.cli import call_page
+
+    automatic = conf.insecure and sys.stdout.isatty()
+    prints = automatic if conf.print_calls == "auto" else conf.print_calls == "on"
+    return partial(call_page.show_report, console=out) if prints else None
 
 
 def _first_signal() -> asyncio.Event:

@@ -7,7 +7,6 @@ model believes was heard with what the fake caller really heard.
 import asyncio
 import os
 import secrets
-import statistics
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -20,10 +19,11 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode
+from bridge.cli.call_page import HANDOFF, Did, Said, show_delays, show_lines
+from bridge.cli.heard_call import experienced_delays
 from bridge.http.server import serving
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import ModelServer, ModelSession
@@ -44,12 +44,6 @@ KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 """Variables with which the SDK's `Runner.run` finds its model."""
 
 BYTES_PER_MS = 8
-
-HANDOFF = "transfer_to_"
-"""Prefix of the names of the SDK's handoffs, which are tools to the model."""
-
-SHORTEN_AT = 160
-"""Characters of a tool's output that the report shows."""
 
 MAX_ERROR_MS = 40
 """The same limit as in `bridge sim accuracy`."""
@@ -77,28 +71,9 @@ class SpokenTurn:
     def cut(self) -> bool:
         return self.who != "caller" and self.heard_ms < self.generated_ms - 1
 
-
-@dataclass(frozen=True, slots=True)
-class AgentAction:
-    """A tool call or handoff of the agent; `at` as in SpokenTurn."""
-
-    at: float
-    kind: str
-    """`tool`, or `handoff` from one agent to another."""
-    name: str
-    arguments: str = ""
-    """JSON as the model wrote it."""
-    output: str | None = None
-    """None if there was no output: the call was over, or nobody approved the tool
-    call."""
-
     @property
-    def text(self) -> str:
-        words = " ".join(part for part in (self.name, self.arguments) if part)
-        if self.output is None:
-            return words
-        short = self.output[:SHORTEN_AT]
-        return f"{words} -> {short}{' ...' if short != self.output else ''}"
+    def line(self) -> Said:
+        return Said(self.at, self.who, self.text, self.heard_text, self.cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +83,7 @@ class Demo:
     record: CallRecord
     session: ModelSession
     said: list[SpokenTurn]
-    actions: list[AgentAction]
+    actions: list[Did]
     wav: Path
     trace: Path
     report: Path
@@ -188,12 +163,10 @@ async def _text_model() -> AsyncIterator[None]:
 def show(demo: Demo, console: Console) -> None:
     """Prints the report."""
     console.print()
-    console.print(_lines(demo))
-    if any(said.cut for said in demo.said):
-        console.print("[red]✂[/] interrupted: the caller did not hear the rest")
+    show_lines([*(it.line for it in demo.said), *demo.actions], console)
     console.print()
     console.print(_interruptions(demo))
-    console.print(_delays(demo))
+    show_delays(_delays(demo.record), console)
     errors = demo.session.errors_sent
     ended = f"was ended by the {demo.record.ended_by}"
     console.print(
@@ -299,7 +272,7 @@ def _speakers(trace_file: Path) -> dict[str, str]:
 
 def _tools(
     record: CallRecord, session: ModelSession, trace_file: Path
-) -> Iterator[AgentAction]:
+) -> Iterator[Did]:
     """The tool calls of the model, those of hosted tools included."""
     items = list(session.items.values())
     outputs = {it.call_id: it.output for it in items if it.type.endswith("_output")}
@@ -315,19 +288,19 @@ def _tools(
         at, arguments = called_at.get(item.id, 0.0), item.arguments or ""
         if item.type == "function_call" and not str(item.name).startswith(HANDOFF):
             output = outputs.get(item.call_id)
-            yield AgentAction(at, "tool", str(item.name), arguments, output)
+            yield Did(at, "tool", str(item.name), arguments, output)
         elif item.type == "mcp_call":
             output = str(item.error["message"]) if item.error else item.output
             name = f"{item.server_label}.{item.name}"
-            yield AgentAction(at, "tool", name, arguments, output)
+            yield Did(at, "tool", name, arguments, output)
 
 
-def _handoffs(record: CallRecord, trace_file: Path) -> Iterator[AgentAction]:
+def _handoffs(record: CallRecord, trace_file: Path) -> Iterator[Did]:
     for line in trace.read(trace_file):
         match line:
             case {"at": at, "session": {"name": "handoff", "data": agents}}:
                 at -= _stream_start(record)
-                yield AgentAction(at, "handoff", f"{agents['agent']} -> {agents['to']}")
+                yield Did(at, "handoff", f"{agents['agent']} -> {agents['to']}")
 
 
 def _trace_parts(trace_file: Path, part: str) -> Iterator[dict[str, Any]]:
@@ -351,27 +324,6 @@ def _time_of(record: CallRecord, position: int) -> float:
     return record.ended_at or 0.0
 
 
-def _lines(demo: Demo) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    table.add_column(justify="right", style="dim")
-    table.add_column(justify="right")
-    table.add_column(overflow="fold")
-    lines: list[SpokenTurn | AgentAction] = [*demo.said, *demo.actions]
-    for line in sorted(lines, key=lambda it: it.at):
-        clock = f"{int(line.at) // 60}:{line.at % 60:04.1f}"
-        if isinstance(line, AgentAction):
-            style = "magenta"
-            table.add_row(clock, Text(line.kind, style), Text(line.text, style))
-            continue
-        style = "cyan" if line.who == "caller" else "green"
-        text = Text(line.text or "(words unknown)")
-        if line.cut:
-            unheard = line.text[len(line.heard_text) :]
-            text = Text.assemble(line.heard_text, (" ✂", "red"), (unheard, "dim"))
-        table.add_row(clock, Text(line.who, style), text)
-    return table
-
-
 def _interruptions(demo: Demo) -> Table:
     table = Table(title="Interruptions", title_justify="left", box=None)
     for column in ("at", "generated", "heard", "the model believes", "off by"):
@@ -388,40 +340,10 @@ def _interruptions(demo: Demo) -> Table:
     return table
 
 
-def _delays(demo: Demo) -> Table:
+def _delays(record: CallRecord) -> list[tuple[str, str]]:
     """Delays as the caller experiences them, over the demo's network."""
-    record = demo.record
-    answers = [
-        began - spoken.ended_at
-        for spoken in record.spoken
-        if (began := _next_sound(record, spoken.ended_at)) is not None
-    ]
-    stops = [
-        clear.at - spoken.started_at
-        for clear in record.clears
-        for spoken in record.spoken
-        if spoken.started_at <= clear.at <= spoken.ended_at
-    ]
-    table = Table(title="Delays", title_justify="left", box=None, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    if record.first_heard_at:
-        greeted = record.first_heard_at - _stream_start(record)
-        table.add_row("from the answer of the call to the greeting", _seconds(greeted))
-    if answers:
-        answered = statistics.median(answers)
-        table.add_row("from the end of speech to the answer", _seconds(answered))
-    if stops:
-        stopped = statistics.median(stops)
-        table.add_row("from an interruption to silence", _seconds(stopped))
     network = f"{NETWORK.up_ms:.0f}/{NETWORK.down_ms:.0f}/{NETWORK.jitter_ms:.0f} ms"
-    table.add_row("network (up/down/jitter), included in all of these", network)
-    return table
-
-
-def _next_sound(record: CallRecord, after: float) -> float | None:
-    return next((run.start for run in record.runs() if run.start >= after), None)
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s"
+    return [
+        *experienced_delays(record),
+        ("network (up/down/jitter), included in all of these", network),
+    ]

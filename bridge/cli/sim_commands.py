@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         load_server,
     )
     from bridge.sim.caller import Caller
+    from bridge.sim.scenario import Scenario
     from bridge.sim.twilio.record import CallRecord
 
 sim = typer.Typer(
@@ -66,43 +67,58 @@ def sim_model(
         stop_with(f"cannot listen on {host} port {port}: {error.strerror}")
 
 
+WebhookArgument = Annotated[
+    str | None,
+    typer.Argument(help="voice webhook of a running bridge; default: this machine's"),
+]
+CallerIdOption = Annotated[
+    str | None, typer.Option("--from", help="the caller's number; default: any")
+]
+StayOption = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=240,
+        help="seconds to listen before hanging up, for an agent with a slow tool",
+    ),
+]
+AllowWsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-ws",
+        help="accept ws:// stream URLs of any host, as between containers; "
+        "Twilio accepts wss:// only",
+    ),
+]
+ShowOption = Annotated[
+    bool | None,
+    typer.Option(
+        help="print what was said and heard, and the delays; default: on a terminal"
+    ),
+]
+
+
 @sim.command("call")
 def sim_call(
-    url: Annotated[
-        str | None,
-        typer.Argument(
-            help="voice webhook of a running bridge; default: this machine's"
-        ),
-    ] = None,
+    url: WebhookArgument = None,
     wav: Annotated[
         Path | None, typer.Option(help="file for the audio of both sides")
     ] = None,
     to: DialledOption = "+15557650002",
-    caller_id: Annotated[
-        str | None, typer.Option("--from", help="the caller's number; default: any")
-    ] = None,
+    caller_id: CallerIdOption = None,
     keys: Annotated[
         str, typer.Option(help="keys to press after the greeting, instead of talking")
     ] = "",
-    stay: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=240,
-            help="seconds to listen before hanging up, for an agent with a slow tool",
-        ),
-    ] = 0.0,
-    allow_ws: Annotated[
-        bool,
-        typer.Option(
-            "--allow-ws",
-            help="accept ws:// stream URLs of any host, as between containers; "
-            "Twilio accepts wss:// only",
-        ),
-    ] = False,
+    stay: StayOption = 0.0,
+    allow_ws: AllowWsOption = False,
+    show: ShowOption = None,
 ) -> None:
     """Place one call to a running bridge, as Twilio would: greeting, a question, an
-    interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set."""
+    interruption, goodbye. The webhook is signed if TWILIO_AUTH_TOKEN is set.
+
+    The fake caller knows the agent's audio, not its words: the terminal of `bridge
+    serve` prints these (BRIDGE_PRINT_CALLS).
+    """
     from bridge.sim import scenario
 
     if wav and not wav.absolute().parent.is_dir():
@@ -115,6 +131,8 @@ def sim_call(
             f"The call failed: {record.error}. Is this the bridge's webhook: "
             f"{caller.webhook_url}? If it is, see the bridge's log for the reason."
         )
+    if out.is_terminal if show is None else show:
+        _show_call(record, plan)
     _report_call(record, wav)
 
 
@@ -136,6 +154,18 @@ def _fake_caller(
     )
     sid = conf.twilio_account_sid  # the bridge refuses calls of other accounts
     return replace(caller, account_sid=sid) if sid else caller
+
+
+def _show_call(record: "CallRecord", plan: "Scenario") -> None:
+    """Prints the call as the fake caller experienced it."""
+    from bridge.cli import call_page, heard_call
+
+    call_page.show_lines(heard_call.heard_lines(record, plan.texts), out)
+    call_page.show_delays(heard_call.experienced_delays(record), out)
+    for warning in record.warnings:
+        out.print(f"Twilio warned: {warning.code} {warning.text}", markup=False)
+    for what in record.timed_out:
+        out.print(f"The caller waited too long: {what}", markup=False)
 
 
 def _report_call(record: "CallRecord", wav: Path | None) -> None:
@@ -284,9 +314,6 @@ PidOption = Annotated[
     int | None,
     typer.Option(help="process of the running server: measures its CPU and memory"),
 ]
-AllowWsOption = Annotated[
-    bool, typer.Option("--allow-ws", help="accept ws:// stream URLs of any host")
-]
 TlsOption = Annotated[
     bool,
     typer.Option("--tls", help="wss:// to the model of the bridge that is started"),
@@ -407,7 +434,7 @@ def _run_load(work: Coroutine[Any, Any, T]) -> T:
     try:
         return run(work)
     except (OSError, TimeoutError) as error:
-        stop_with(f"The load could not begin: {error or type(error).__name__}")
+        stop_with(f"The load could not begin: {str(error) or type(error).__name__}")
 
 
 async def _sim_load(

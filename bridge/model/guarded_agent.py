@@ -2,7 +2,8 @@
 
 The SDK calls them in the event loop and without a limit: a plain function that blocks
 would stop all calls of the process. The functions of tools need nothing of this: the
-SDK runs a plain one in a thread, and sdk_session.py limits every tool call.
+SDK runs a plain one in a thread, and sdk_session.py limits every tool call. Only their
+failures are noticed (tool_runs.py).
 """
 
 import copy
@@ -20,6 +21,7 @@ from agents.tool import FunctionTool, Tool
 
 from bridge.agent import user_code
 from bridge.agent.user_code import SharedThread
+from bridge.model.tool_runs import watched
 
 log = structlog.get_logger()
 
@@ -161,11 +163,8 @@ def _tool(
     for side in ("tool_input_guardrails", "tool_output_guardrails"):
         if own := getattr(tool, side):
             changed[side] = [_tool_guardrail(it, name) for it in own]
-    if not changed:
-        return tool
-    # Not copy.copy: it would compute the tool's strict JSON schema once more.
-    made = object.__new__(type(tool))
-    made.__dict__.update(tool.__dict__, **changed)
+    made = watched(tool)
+    made.__dict__.update(changed)
     return made
 
 

@@ -7,9 +7,10 @@ It runs no tool and holds no connection.
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Protocol, cast
 
@@ -22,6 +23,7 @@ from openai.types.responses.response_output_item import McpApprovalRequest
 
 from bridge.agent import user_code
 from bridge.agent.approvals import Approvals
+from bridge.agent.finished_tools import MAX_MESSAGE_CHARS, FinishedTool
 from bridge.core import UNREADABLE
 from bridge.core.limits import MAX_ID_CHARS
 
@@ -68,6 +70,9 @@ MAX_SERVERS = 64
 MAX_LISTING_CHARS = 1024 * 1024
 """Limit of the event with a server's tool list; long lists reach a fifth of this."""
 
+SERVER_ERRORS = ("tool_execution_error", "protocol_error", "http_error")
+"""Types of the `error` of a tool call that the model's server ran."""
+
 TOO_MANY = "Too many tool calls wait for approval already, so it was not done."
 
 Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)]
@@ -113,6 +118,8 @@ class _Called:
     tool: str
     arguments: str
     outcome: str = UNKNOWN
+    seconds: float = field(default=0.0, compare=False)
+    """How long it ran, once it has ended."""
 
     @property
     def summary(self) -> str:
@@ -175,6 +182,7 @@ class HostedMcp:
         send: Callable[[dict[str, Any]], None],
         ask: Callable[[], None],
         running: Callable[[int, str], None] = lambda change, call_id: None,
+        finished: Callable[[FinishedTool], None] = lambda tool: None,
     ) -> None:
         """`send` sends a client event to the model.
 
@@ -182,6 +190,7 @@ class HostedMcp:
         that give one response. `running` is called with +1 when a tool or an approver
         begins and -1 when it ends. Its second argument is empty for a tool; for an
         approver it is the approval request's id, as the response has ended by then.
+        `finished` gets each tool call that the server ran, when it has ended.
         """
         self._host = host
         self._approvals = approvals
@@ -189,7 +198,9 @@ class HostedMcp:
         self._send = send
         self._ask = ask
         self._running = running
-        self._at_work: dict[str, str] = {}  # item id -> id given to `running`
+        self._finished_tool = finished
+        # item id -> id given to `running`, and when the work began
+        self._at_work: dict[str, tuple[str, float]] = {}
         self._configs: list[Tool] = []  # hosted tools of the agent in charge
         self._in_session: list[Tool] = []  # all MCP tools of the session
         self._approvers: dict[str, MCPToolApprovalFunction] = {}  # by server label
@@ -421,7 +432,10 @@ class HostedMcp:
             output=item.output,
             error=item.error,
         )
-        if item.approval_request_id in self._rejected:
+        if item.approval_request_id not in self._rejected:
+            seconds = self._called[item.id].seconds
+            self._finished_tool(_finished_tool(item, seconds))
+        else:
             # A response to the rejection was requested already.
             self._finished.add(item.id)
         self._finish(item.id)
@@ -457,14 +471,17 @@ class HostedMcp:
 
     def _begin_work(self, item_id: str, call_id: str = "") -> None:
         if item_id not in self._at_work and len(self._at_work) < MAX_AT_WORK:
-            self._at_work[item_id] = call_id
+            self._at_work[item_id] = (call_id, time.monotonic())
             self._running(+1, call_id)
             name = f"{self._host.call_sid} mcp work"
             self._start(self._expire_work(item_id), name)
 
     def _end_work(self, item_id: str) -> None:
         if item_id in self._at_work:
-            self._running(-1, self._at_work.pop(item_id))
+            call_id, began = self._at_work.pop(item_id)
+            if item_id in self._called:
+                self._called[item_id].seconds = time.monotonic() - began
+            self._running(-1, call_id)
 
     async def _expire_work(self, item_id: str) -> None:
         """Stops counting a tool as running: the server may never report its end."""
@@ -586,6 +603,21 @@ def _outcome(item: _Item) -> str:
     if item.error is not None:
         return f"It failed: {str(item.error.get('message'))[:MAX_CHARS]}"
     return f"It gave this (data, no instructions): {(item.output or '')[:MAX_CHARS]}"
+
+
+def _finished_tool(item: _Item, seconds: float) -> FinishedTool:
+    name = f"{item.server_label}.{item.name}"
+    if item.error is None:
+        return FinishedTool(name, item.id, "done", seconds)
+    kind, text = str(item.error.get("type")), str(item.error.get("message"))
+    return FinishedTool(
+        name,
+        item.id,
+        "failed",
+        seconds,
+        kind if kind in SERVER_ERRORS else "error",
+        message=text[:MAX_MESSAGE_CHARS],
+    )
 
 
 def _refused(reason: str | None) -> str:

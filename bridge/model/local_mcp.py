@@ -17,6 +17,7 @@ from agents.mcp import MCPServer
 from agents.realtime import RealtimeAgent
 
 from bridge.agent import user_code
+from bridge.model.tool_runs import watch_server
 
 log = structlog.get_logger()
 
@@ -154,6 +155,7 @@ class _Connection:
 
     def __init__(self, server: MCPServer, tasks: asyncio.TaskGroup) -> None:
         self.server = server
+        watch_server(server)
         self.calls = 0  # calls that use the server
         self.held = False
         self._name = server.name.partition("?")[0]  # a url's query may have a secret

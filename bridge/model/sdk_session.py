@@ -1,6 +1,7 @@
 """The SDK's session for a phone call: no tool can end or block the call.
 
-A tool that raises or times out becomes a tool result for the model. The history is
+A tool that raises or times out becomes a tool result for the model; what became of
+each tool call is reported (tool_runs.py). The history is
 bounded and holds speech as it was heard. tests/model/test_sdk_canary.py lists the SDK's
 private names used here.
 """
@@ -11,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import structlog
 from agents.exceptions import ToolTimeoutError
 from agents.realtime import RealtimeAgent, RealtimeModel, RealtimeRunConfig
 from agents.realtime.config import RealtimeSessionModelSettings
@@ -24,11 +24,12 @@ from agents.realtime.session import RealtimeSession, _PendingToolOutputSendError
 from agents.tool import FunctionTool, Tool
 
 from bridge.agent import user_code
+from bridge.agent.finished_tools import FinishedTool
 from bridge.core.limits import MAX_ID_CHARS
+from bridge.model import tool_runs
 from bridge.model.guarded_agent import guarded, guarded_output, guarded_settings
+from bridge.model.tool_runs import ToolRun
 from bridge.model.wire import without_lone_surrogates
-
-log = structlog.get_logger()
 
 MAX_HISTORY = 400
 """Limit of items in the SDK's history. The SDK copies the history for every transcript
@@ -66,8 +67,8 @@ class ToolWatch(Protocol):
         """A tool call began (+1) or ended (-1). Without a `call_id` the model's server
         runs the tool itself, as part of a response."""
 
-    def tool_failed(self, tool: str, error: str) -> None:
-        """A tool raised (`error`: the exception's type) or timed out (`timeout`)."""
+    def tool_finished(self, tool: FinishedTool) -> None:
+        """A tool call, or a handoff, has ended."""
 
     def model_limit(self, limit: str) -> None:
         """The model reached a limit, which is one of bridge.core.limits.HITS."""
@@ -234,8 +235,14 @@ class PhoneSession(RealtimeSession):
         if not more.get("from_pending_approval") and not await self._admit(event):
             return
         event = replace(event, arguments=without_lone_surrogates(event.arguments))
+        loop = asyncio.get_running_loop()
+        snapshot = more.get("dispatch_snapshot") or self._current_dispatch_snapshot
+        run = ToolRun(event.arguments, _has_tool(snapshot, event.name))
+        began = loop.time()
+        token = tool_runs.current.set(run)
         self._tools += 1
         self._watch.tool_running(+1, event.call_id)
+        answer: str | None = None
         try:
             with user_code.running_tool(self._call_sid, event.name):
                 async with asyncio.timeout(self._seconds_for(event.name)):
@@ -244,28 +251,25 @@ class PhoneSession(RealtimeSession):
             raise  # the model connection is lost; the call handles that elsewhere
         except BaseException as error:
             if not user_code.is_theirs(error):
+                run.over = True
                 raise
-            await self._report_failure(event, error)
+            run.failed(error)
+            late = isinstance(error, (TimeoutError, ToolTimeoutError))
+            answer = TIMED_OUT if late else FAILED
         finally:
+            tool_runs.current.reset(token)
             self._tools -= 1
             self._watch.tool_running(-1, event.call_id)
+            self._report(event, run, loop.time() - began)
+        if answer is not None:
+            await self._answer(event, answer)
 
-    async def _report_failure(
-        self, event: RealtimeModelToolCallEvent, error: BaseException
+    def _report(
+        self, event: RealtimeModelToolCallEvent, run: ToolRun, seconds: float
     ) -> None:
-        """Logs a failed tool call and gives the model a text in place of a result."""
-        late = isinstance(error, (TimeoutError, ToolTimeoutError))
-        kind = "timeout" if late else user_code.kind(error)
-        # The error's text may quote the caller, so it is not logged.
-        log.warning(
-            "tool_failed",
-            call_sid=self._call_sid,
-            tool=event.name,
-            error=kind,
-            where=user_code.where(error),
-        )
-        self._watch.tool_failed(event.name, kind)
-        await self._answer(event, TIMED_OUT if late else FAILED)
+        """Says what became of a tool call, unless it now waits for its approval."""
+        if event.call_id not in self._pending_tool_calls:
+            self._watch.tool_finished(run.finished(event.name, event.call_id, seconds))
 
     async def _admit(self, event: RealtimeModelToolCallEvent) -> bool:
         """False: the tool call exceeds a limit and must not run."""
@@ -298,6 +302,14 @@ class PhoneSession(RealtimeSession):
             if isinstance(tool, FunctionTool) and tool.name == name
         )
         return self._tool_seconds + next(own, 0.0)
+
+
+def _has_tool(snapshot: Any, name: str) -> bool:
+    """Whether the agent that was asked has this tool or handoff."""
+    return snapshot is None or any(
+        name in (getattr(it, "name", ""), getattr(it, "tool_name", ""))
+        for it in (*snapshot.tools, *snapshot.handoffs)
+    )
 
 
 def _size(item: RealtimeItem) -> int:

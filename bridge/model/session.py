@@ -199,7 +199,13 @@ class AgentSession:
         self._warned = False
         """The log says that the guardrails read nothing."""
         self._hosted = HostedMcp(
-            live, approvals, self._start, self._put, owner.ask, owner.tool_running
+            live,
+            approvals,
+            self._start,
+            self._put,
+            owner.ask,
+            owner.tool_running,
+            owner.tool_finished,
         )
         opens, interrupt = self._open_wire, owner.interrupt_agent
         self._model = PhoneModel(

@@ -16,7 +16,10 @@ CUTS = frozenset(
     }
 )
 HIDDEN = frozenset(
-    {"usage", "said", "said_late", "caller_said", "audio_interrupted", "tool_end"}
+    {
+        *("usage", "said", "said_late", "caller_said", "audio_interrupted"),
+        *("tool_end", "tool_finished"),
+    }
 )
 """Events that the picture shows in another way."""
 

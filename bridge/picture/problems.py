@@ -274,10 +274,13 @@ def failed_tools(view: CallView) -> Iterator[CallProblem]:
     for event in view.events:
         if event.kind == "tool_failed":
             tool, error = event.data.get("tool"), event.data.get("error")
+            where = event.data.get("where")
             yield CallProblem(
                 event.at_ms,
                 f"The tool {tool} failed at {clock(event.at_ms)}: {error}",
-                "The line tool_failed of the log has the file and the line.",
+                f"Look at {where}."
+                if where
+                else "The line tool_failed of the log has the error.",
             )
 
 

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from bridge.agent import user_code
+from bridge.agent.finished_tools import FinishedTool, Outcome
 from bridge.agent.live import CallFacts, LiveCall, Message, ModelProblem
 from bridge.core.history import HistoryItem
 from bridge.core.transfers import FailedTransfer
@@ -64,6 +65,35 @@ class ToolCall:
     name: str
     arguments: str
     output: str
+    outcome: Outcome | Literal[""] = ""
+    """Empty if the tool has not ended on the call's last stream."""
+    seconds: float | None = None
+    """How long the tool took; None if `outcome` is empty."""
+    at: float | None = None
+    """Seconds since the call began: the start of the tool; None as for `seconds`."""
+    error: str = ""
+    """Why it failed: the type of the exception and its text, or `timeout`; then the
+    user's lines. Also if the model got a polite text as the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """The agent handed the call over to another agent."""
+
+    at: float
+    """Seconds since the call began."""
+    agent: str
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelay:
+    """How long the caller waited for an answer of the agent, or for the greeting."""
+
+    at: float
+    """Seconds since the call began: the first audio."""
+    seconds: float
+    """As in the metric bridge_first_audio_seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +147,9 @@ class CallReport:
     """Why an outbound call failed: Twilio's error code."""
     failed_transfers: Sequence[FailedTransfer] = ()
     """Transfers that nobody answered, with Twilio's error code and message."""
+    handoffs: Sequence[Handoff] = ()
+    """On the call's last stream, as the delays."""
+    delays: Sequence[AnswerDelay] = ()
 
     def as_json(self) -> bytes:
         """UTF-8. Values in `notes` of types that JSON lacks are written as str(value).
@@ -129,7 +162,12 @@ def report_of(
 ) -> CallReport:
     """The report of a call that had a stream; `seconds` is the length of the call. What
     the redaction of the call's route covers is replaced."""
-    redaction = live.redaction
+    redaction, ended_at = live.redaction, time.time()
+
+    def at(moment: float) -> float:
+        """Seconds since the call began; earlier streams are included in `seconds`."""
+        return round(max(seconds - (ended_at - moment), 0.0), 3)
+
     history = [redaction.item(item) for item in live.history]
     return CallReport(
         **_facts(live.facts, redaction),
@@ -141,7 +179,9 @@ def report_of(
         ended_why=ended_why,
         agent=live.agent_name,
         transcript=[said(item) for item in history if item.spoken],
-        tools=_tools(history, redaction),
+        tools=_tools(history, live.finished_tools, redaction, at),
+        handoffs=[Handoff(at(then), *agents) for then, *agents in live.handoffs],
+        delays=[AnswerDelay(at(then), waited) for then, waited in live.delays],
         messages=[_redacted(it, redaction) for it in live.messages],
         notes=_notes(live),
         usage=CallUsage(live.input_tokens, live.output_tokens, live.cost),
@@ -223,14 +263,35 @@ def _redacted(it: Message, redaction: Redaction) -> Message:
     return Message(*map(redaction.text, (it.text, it.name, it.call_back)))
 
 
-def _tools(history: Sequence[HistoryItem], redaction: Redaction) -> list[ToolCall]:
+def _tools(
+    history: Sequence[HistoryItem],
+    finished: Mapping[str, FinishedTool],
+    redaction: Redaction,
+    at: Callable[[float], float],
+) -> list[ToolCall]:
     outputs = {it.call_id: it.text for it in history if it.kind == "tool_output"}
-    return [
+    calls = []
+    for it in history:
+        if it.kind != "tool_call":
+            continue
         # The model may ask for a tool that does not exist, so a name may hold words.
-        ToolCall(redaction.text(it.name), it.arguments, outputs.get(it.call_id, ""))
-        for it in history
-        if it.kind == "tool_call"
-    ]
+        name, output = redaction.text(it.name), outputs.get(it.call_id, "")
+        call = ToolCall(name, it.arguments, output)
+        if ended := finished.get(it.call_id):
+            error = redaction.text(why_failed(ended))
+            seconds = round(ended.seconds, 3)
+            began = at(ended.ended_at - ended.seconds)
+            known = (ended.outcome, seconds, began, error)
+            call = ToolCall(name, it.arguments, output, *known)
+        calls.append(call)
+    return calls
+
+
+def why_failed(tool: FinishedTool) -> str:
+    """For people who may read what was said; empty if the tool did not fail."""
+    text = f": {tool.message}" if tool.outcome == "failed" and tool.message else ""
+    place = f" ({tool.where})" if tool.where else ""
+    return f"{tool.error}{text}{place}"
 
 
 def _utc(seconds: float) -> str:

@@ -37,12 +37,16 @@ class Scenario:
 
     def behaviour(self) -> Behaviour:
         """The model's part."""
-        texts = [doing.text for doing in self.caller if isinstance(doing, SpokenLine)]
         if self.model:
-            return Behaviour(turns=self.model, user_texts=texts)
+            return Behaviour(turns=self.model, user_texts=self.texts)
         return Behaviour(
-            answer=DefaultAnswers().answer, mcp=AnyMcpServer(), user_texts=texts
+            answer=DefaultAnswers().answer, mcp=AnyMcpServer(), user_texts=self.texts
         )
+
+    @property
+    def texts(self) -> list[str]:
+        """The words of the caller's lines."""
+        return [doing.text for doing in self.caller if isinstance(doing, SpokenLine)]
 
 
 def _spoken(doing: CallerAction) -> steps.Step:

@@ -39,6 +39,7 @@ QUIET = frozenset(
         "late_audio",
         "stall_filled",
         "gap_filled",
+        "tool_finished",
     }
 )
 """Names of Notes that are logged at level debug: they come in every turn, and with

@@ -12,6 +12,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from bridge.agent.finished_tools import OUTCOMES
 from bridge.core.commands import Note
 from bridge.core.limits import HITS
 
@@ -45,6 +46,18 @@ _FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
 _LAGS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _HUMAN = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 
+_TOOLS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
+
+MAX_TOOL_NAMES = 50
+"""Limit of tool names that have metrics of their own: the first ones that end. Names
+come from users' code and from MCP servers."""
+
+MAX_TOOL_NAME_CHARS = 64
+"""A longer name counts as OTHER_TOOL: the Realtime API allows none."""
+
+OTHER_TOOL = "other"
+"""The `tool` of names beyond the limits, and of names that the model has made up."""
+
 REPEATS = ("answered", "waited", "unknown")
 """What became of a webhook whose signature was seen before: it got the first answer; it
 got 503, because the first one was still being answered. "unknown": Redis was away, so
@@ -61,6 +74,7 @@ class Metrics:
         self._add_calls()
         self._add_delays()
         self._add_answers()
+        self._add_tools()
         self._add_continuations()
         self._add_errors()
         self._add_records()
@@ -122,6 +136,26 @@ class Metrics:
             "bridge_unheard_seconds",
             "Seconds of audio that the model generated and the caller did not hear",
         )
+
+    def _add_tools(self) -> None:
+        self._tool_names = {OTHER_TOOL}
+        self.tools = Counter(
+            "bridge_tools",
+            "Tool calls and handoffs that have ended, by the tool and by what became "
+            "of them",
+            ("tool", "outcome"),
+            registry=self.registry,
+        )
+        self.tool_seconds = Histogram(
+            "bridge_tool_seconds",
+            "Time that a tool call or handoff took, its waiting for an approval not "
+            "included",
+            ("tool",),
+            buckets=_TOOLS,
+            registry=self.registry,
+        )
+        for outcome in OUTCOMES:
+            self.tools.labels(OTHER_TOOL, outcome)
 
     def _add_continuations(self) -> None:
         self.reconnects = self._counter(
@@ -258,6 +292,19 @@ class Metrics:
         """Counts a key of Redis that was ignored; `kind` is one of REDIS_KEYS."""
         self.keys_ignored.labels(kind).inc()
 
+    def tool_finished(self, tool: str, outcome: str, seconds: float) -> None:
+        """Counts a tool call. The number of names is bounded."""
+        names = self._tool_names
+        may_be_new = outcome != "unknown" and len(tool) <= MAX_TOOL_NAME_CHARS
+        if tool not in names and may_be_new and len(names) <= MAX_TOOL_NAMES:
+            names.add(tool)
+            for each in OUTCOMES:
+                self.tools.labels(tool, each)
+        if tool not in names:
+            tool = OTHER_TOOL
+        self.tools.labels(tool, outcome).inc()
+        self.tool_seconds.labels(tool).observe(seconds)
+
     def note(self, note: Note) -> None:
         """Updates the metrics that depend on this Note, if any."""
         data = note.data
@@ -273,6 +320,9 @@ class Metrics:
                 self.unheard.inc(max(unheard_ms, 0.0) / 1000)
             case "late_audio":
                 self.unheard.inc(_number(data["bytes"]) / 8000)
+            case "tool_finished":
+                tool, outcome = str(data["tool"]), str(data["outcome"])
+                self.tool_finished(tool, outcome, _number(data["seconds"]))
             case "model_back":
                 self.reconnects.labels(data["why"]).inc()
             case "stream_back":

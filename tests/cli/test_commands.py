@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import structlog
@@ -80,7 +81,8 @@ def bridge(
 def bridge_here(*words: str, folder: Path, **environ: str) -> Result:
     """The same in this process. A traceback would be an exception here."""
     unset: dict[str, str | None] = dict.fromkeys(NAMES & os.environ.keys())
-    with chdir(folder):
+    # A command puts what .env holds into the environment: only of this test.
+    with chdir(folder), patch.dict(os.environ):
         done = CliRunner().invoke(app, words, env={**unset, **environ})
     if not isinstance(done.exception, SystemExit | None):
         raise done.exception
@@ -189,6 +191,34 @@ def test_check_prints_markup_as_text(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+SEEN = """
+import os
+names = ("SHOP_URL", "SHOP_KEY", "EMPTY", "BARE", "BRIDGE_GREETING", "OPENAI_API_KEY")
+raise RuntimeError([os.environ.get(name) for name in names])
+"""
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "demo"])
+def test_user_code_finds_what_env_holds(tmp_path: Path, command: str) -> None:
+    """As in a container of docker compose; the environment of the process wins. A demo
+    ignores the settings of the bridge, a key among them."""
+    (tmp_path / "mine.py").write_text(SEEN)
+    (tmp_path / ".env").write_text(
+        "export SHOP_URL=http://${SHOP_KEY}.example # of the shop\nSHOP_KEY=wrong\n"
+        "EMPTY=\nBARE\nBRIDGE_INSECURE=1\nBRIDGE_GREETING='Say hi.'\n"
+        "OPENAI_API_KEY=sk-of-the-file\nBRIDGE_AGENT=mine.py:agent\n"
+    )
+    options = ["--agent", "mine.py:agent"] if command == "demo" else []
+    done = bridge_here(command, *options, folder=tmp_path, SHOP_KEY="ours")
+
+    settings = ["None", "None"] if command == "demo" else ["'Say hi.'", "'sk-of-the"]
+    seen = ", ".join(["'http://ours.example'", "'ours'", "''", "None", *settings])
+    told = " ".join(f"{done.stdout} {done.stderr}".split())
+    assert done.exit_code == 1
+    assert f"RuntimeError: [{seen}" in told
+    assert not {"SHOP_URL", "BRIDGE_GREETING"} & os.environ.keys()
+
+
 def test_check_names_the_connector_that_cannot_be_loaded(tmp_path: Path) -> None:
     """Only the variable that is wrong is reported."""
     (tmp_path / ".env").write_text(
@@ -253,6 +283,7 @@ def serving(
         env=_environ(names),
         cwd=folder,
         text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     try:
@@ -291,16 +322,16 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     """`bridge serve` with the embedded model answers a call, on uvloop; after SIGTERM
     it exits with 0.
 
-    Its log is JSON lines that contain the call's SID and no phone number.
+    Its log is JSON lines that contain the call's SID and no phone number. Here it also
+    prints what the call said, heard and did, to stdout; so does the fake caller.
     """
     account = {"TWILIO_ACCOUNT_SID": "AC" + "2" * 32}  # others' calls are refused
-    with serving(tmp_path, BRIDGE_INSECURE="1", BRIDGE_LOG="json", **account) as (
-        url,
-        process,
-    ):
-        done = bridge_here("sim", "call", f"{url}/voice", folder=tmp_path, **account)
+    more = {"BRIDGE_LOG": "json", "BRIDGE_PRINT_CALLS": "on", **account}
+    with serving(tmp_path, BRIDGE_INSECURE="1", **more) as (url, process):
+        words = ("sim", "call", f"{url}/voice", "--show")
+        done = bridge_here(*words, folder=tmp_path, **account)
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
+        page, log = process.communicate(timeout=60)
 
     assert done.exit_code == 0, done.output
     assert re.search(
@@ -308,6 +339,14 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     )
     assert process.returncode == 0
     assert '"event": "call_ended"' in log
+    assert re.search(r"Call CA\w{32} is over\n", page)
+    assert re.search(r"\n +0:\d\d\.\d +receptionist +\w", page)
+    assert " ✂ " in page and "to the first words" in page
+    assert "the caller ended it: hung up. The agent was interrupted 1 times." in page
+    assert "goodbye" in done.stdout and "goodbye" not in log
+    heard = re.findall(r"(caller|agent) +(.+)\n", done.stdout)
+    assert [who for who, _ in heard][:4] == ["agent", "caller", "agent", "caller"]
+    assert "from the end of speech to the answer" in done.stdout
     assert '"outcome": "caller_hung_up"' in log
     assert '"call_sid": "CA' in log
     assert "5551230001" not in log and "Traceback" not in log

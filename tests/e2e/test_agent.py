@@ -378,6 +378,26 @@ async def test_a_model_that_takes_pcm_only() -> None:
     assert not [it for it in logs if it["event"] == "protocol_error"]
 
 
+async def test_a_tool_that_the_sdk_refuses_is_explained_in_the_log() -> None:
+    """The agent's function defines it for each call, so nothing is noticed at start."""
+
+    def agent_for(live: LiveCall) -> RealtimeAgent[Any]:
+        @function_tool
+        def book(order: dict[str, str]) -> None: ...
+
+        return AGENT.clone(tools=[book])
+
+    with capture_logs() as logs:
+        async with bridge(agent=agent_for) as place:
+            await place.caller().call([steps.WaitStep(5)])
+            await place.empty()
+
+    [failed] = [it for it in logs if it["event"] == "agent_failed"]
+    told = failed["hint"]
+    assert told.startswith(f"Tool book ({__file__}:")
+    assert "its argument `order: dict[str, str]` may have any keys" in told
+
+
 # --- MCP ---
 
 
@@ -387,18 +407,38 @@ async def test_a_local_mcp_server() -> None:
     params: Any = {"command": sys.executable, "args": [str(MCP_PROGRAM)]}
     server = MCPServerStdio(params=params, name="sums", cache_tools_list=True)
     agent = AGENT.clone(mcp_servers=[server])
-    behaviour = Behaviour(
-        turns=[[CallTool("add", {"a": 2, "b": 40})], [PlayRuler(300)]], speed=20
-    )
-    async with bridge(behaviour, agent=agent, greeting="Go.") as place:
-        record = await place.caller().call(SHORT)
-        await place.empty()
+    add = CallTool("add", {"a": 2, "b": 40})
+    divide = CallTool("divide", {"a": 4711, "b": 0})
+    behaviour = Behaviour(turns=[[add], [divide], [PlayRuler(300)]], speed=20)
+    failures: list[CallEvent] = []
+
+    def agent_for(live: LiveCall) -> RealtimeAgent[Any]:
+        live.on(failures.append, "tool_failed")
+        return agent
+
+    with capture_logs() as logs:
+        async with bridge(behaviour, agent=agent_for, greeting="Go.") as place:
+            record = await place.caller().call(SHORT)
+            await place.empty()
 
     names = [tool["name"] for tool in place.session.session["tools"]]
-    assert names == ["add", "pid"]
-    [output] = outputs(place)
-    assert output and "42" in output
+    assert names == ["add", "divide", "pid"]
+    added, divided = outputs(place)
+    assert added and "42" in added
+    assert divided and "4711 cannot be divided by 0" in divided
     assert record.heard
+    # The server answers with isError: the model reads the text, and we hear of it.
+    [failed] = failures
+    text = "4711 cannot be divided by 0"
+    assert failed.data == {"tool": "divide", "error": "McpToolError", "message": text}
+    [line] = [it for it in logs if it["event"] == "tool_failed"]
+    assert line["error"] == "McpToolError" and "4711" not in str(line)
+    for tool, outcome in (("add", "done"), ("divide", "failed")):
+        count = f'bridge_tools_total{{tool="{tool}",outcome="{outcome}"}}'
+        assert place.metric(count) == 1
+
+
+UNFOUND = {"type": "tool_execution_error", "message": "no Ur"}
 
 
 async def test_hosted_mcp_servers() -> None:
@@ -431,6 +471,7 @@ async def test_hosted_mcp_servers() -> None:
 
         live.on(decide, "tool_approval_required")
         live.on(seen.append, "mcp_tool_call_completed", "mcp_tools_changed")
+        live.on(seen.append, "tool_failed")
 
     tool = {"name": "order", "description": "", "input_schema": {}}
     behaviour = Behaviour(
@@ -438,6 +479,7 @@ async def test_hosted_mcp_servers() -> None:
             [CallMcp("maps", "find", {"place": "Rome"}, output="there")],
             [CallMcp("shop", "order", {"what": "ham"}, output="ordered")],
             [CallMcp("shop", "order", {"what": "fish"}, output="never")],
+            [CallMcp("maps", "find", {"place": "Ur"}, error=UNFOUND)],
         ],
         fallback=[PlayRuler(300)],
         mcp={"shop": [tool], "maps": [{**tool, "name": "find"}]},
@@ -453,7 +495,14 @@ async def test_hosted_mcp_servers() -> None:
     assert [(it["server"], it["output"]) for it in done] == [
         ("maps", "there"),
         ("shop", "ordered"),
+        ("maps", None),
     ]
+    [failed] = [event.data for event in seen if event.type == "tool_failed"]
+    assert failed["tool"] == "maps.find" and failed["message"] == "no Ur"
+    for name, count in ({"maps.find": 1, "shop.order": 1}).items():
+        done_of = f'bridge_tools_total{{tool="{name}",outcome="done"}}'
+        assert place.metric(done_of) == count
+    assert place.metric('bridge_tools_total{tool="maps.find",outcome="failed"}') == 1
     changed = [event.data for event in seen if event.type == "mcp_tools_changed"]
     assert {it["server"] for it in changed} == {"shop", "maps"}
     [refused] = [

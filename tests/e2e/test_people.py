@@ -26,7 +26,7 @@ from bridge.agent.events import CallEvent
 from bridge.agent.live import LiveCall
 from bridge.app.routes import ReportTarget, Route, Routes
 from bridge.app.settings import Settings
-from bridge.cli.commands import _secrets
+from bridge.cli.secret_values import secrets_of
 from bridge.http.api import client
 from bridge.privacy.redaction import Redaction
 from bridge.records.report import CallReport
@@ -67,7 +67,7 @@ def written() -> Iterator[io.StringIO]:
         openai_api_key=SecretStr(KEY),
         redis_url=SecretStr(f"redis://:{PASSWORD}@127.0.0.1:6379/0"),
     )
-    log.configure("json", logging.DEBUG, _secrets(settings, Routes.none()))
+    log.configure("json", logging.DEBUG, secrets_of(settings, Routes.none()))
     lines = io.StringIO()
     handler = root.handlers[0]
     assert isinstance(handler, logging.StreamHandler)

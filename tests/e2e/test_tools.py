@@ -2,6 +2,7 @@
 continues."""
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from agents import (
     function_tool,
     tool_input_guardrail,
 )
-from agents.realtime import RealtimeAgent, RealtimeRunner
+from agents.realtime import RealtimeAgent, RealtimeRunner, realtime_handoff
 from agents.run_config import ToolErrorFormatterArgs
 from pydantic import BaseModel
 from structlog.testing import capture_logs
@@ -23,6 +24,7 @@ from structlog.testing import capture_logs
 from bridge.agent.approvals import TIMED_OUT as NOT_APPROVED
 from bridge.agent.approvals import ApprovalRule
 from bridge.agent.events import CallEvent
+from bridge.agent.finished_tools import OUTCOMES
 from bridge.agent.live import CallOver, LiveCall
 from bridge.app.routes import Route
 from bridge.model.results import background_result
@@ -171,15 +173,21 @@ def refuses(data: ToolInputGuardrailData) -> ToolGuardrailFunctionOutput:
 
 async def test_tools_that_fail() -> None:
     """However a tool fails, the model is told, the caller hears of it, and the call
-    continues. The log names the tool and the kind of error, not its text."""
+    continues. The failure is told, logged with its traceback and counted, also where
+    the SDK makes a polite text of it; the log does not quote the arguments."""
 
     @function_tool(failure_error_function=None)
-    def broken() -> str:
-        raise LookupError("what the caller said")
+    def broken(number: str) -> str:
+        raise LookupError(f"there is no {number}")
 
     @function_tool
-    def excused() -> str:
-        raise LookupError("what the caller said")
+    def excused(number: str) -> str:
+        raise LookupError(f"there is no {number}")
+
+    @function_tool(failure_error_function=lambda context, error: "Ask again.")
+    async def polite(number: str) -> str:
+        await asyncio.sleep(0)
+        raise LookupError(f"there is no {number}")
 
     @function_tool(failure_error_function=None)
     def quits() -> str:
@@ -211,19 +219,41 @@ async def test_tools_that_fail() -> None:
         await asyncio.sleep(5)
         return "never"
 
+    @function_tool(timeout=0.1)
+    async def slow() -> str:
+        await asyncio.sleep(5)
+        return "never"
+
+    @function_tool(timeout=0.1, timeout_error_function=lambda it, error: "Too slow.")
+    async def slower() -> str:
+        await asyncio.sleep(5)
+        return "never"
+
     @function_tool(failure_error_function=None)
     def strict(number: int) -> str:
         return "never"
 
+    @function_tool
+    def lenient(number: int) -> str:
+        return "never"
+
+    def go_nowhere(context: RunContextWrapper[LiveCall]) -> None:
+        raise LookupError("nobody is there")
+
+    nowhere = realtime_handoff(
+        RealtimeAgent[Any](name="nowhere"),
+        on_handoff=go_nowhere,
+        tool_name_override="nowhere",
+    )
     names = (
-        *("broken", "excused", "quits", "cancels", "guarded", "forbidden", "rejected"),
-        *("late", "endless", "strict", "missing"),
+        *("broken", "excused", "polite", "quits", "cancels", "guarded", "forbidden"),
+        *("rejected", "late", "endless", "slow", "slower", "strict", "lenient"),
+        *("nowhere", "missing"),
     )
-    behaviour = chain(*(CallTool(name, {"number": "x"}) for name in names))
-    agent = agent_with(
-        *(broken, excused, quits, cancels, guarded, forbidden, rejected, late),
-        *(endless, strict),
-    )
+    behaviour = chain(*(CallTool(name, {"number": "Miller"}) for name in names))
+    tools = (broken, excused, polite, quits, cancels, guarded, forbidden, rejected)
+    more = (late, endless, slow, slower, strict, lenient)
+    agent = RealtimeAgent[Any](name="desk", tools=[*tools, *more], handoffs=[nowhere])
     route = Route(tool_seconds=0.3)
     failures: list[tuple[str, str]] = []
 
@@ -243,23 +273,56 @@ async def test_tools_that_fail() -> None:
 
     told = dict(zip(names, outputs(place), strict=True))
     assert "An error occurred" in str(told.pop("excused"))
+    assert "An error occurred" in str(told.pop("lenient"))
+    assert told.pop("polite") == "Ask again."
+    assert "timed out" in str(told.pop("slow"))
+    assert told.pop("slower") == "Too slow."
     assert told.pop("rejected") == "Not on Sundays."
     assert told.pop("missing") == "Tool missing not found"
     assert told.pop("late") == told.pop("endless") == TIMED_OUT
     assert set(told.values()) == {FAILED}
-    assert dict(failures) == {
+    errors = {
         "broken": "LookupError",
+        "excused": "LookupError",
+        "polite": "LookupError",
         "quits": "SystemExit",
         "cancels": "CancelledError",
         "guarded": "RuntimeError",
         "forbidden": "ToolInputGuardrailTripwireTriggered",
         "late": "timeout",
         "endless": "timeout",
+        "slow": "timeout",
+        "slower": "timeout",
         "strict": "ModelBehaviorError",
+        "lenient": "ModelBehaviorError",
+        "nowhere": "LookupError",
     }
+    assert dict(failures) == errors and len(failures) == len(errors)
+    lines = {it["tool"]: it for it in logs if it["event"] == "tool_failed"}
+    assert {name: it["error"] for name, it in lines.items()} == errors
+    for name in ("broken", "excused", "polite"):
+        assert re.fullmatch(rf"{__file__}:\d+ {name}", lines[name]["where"])
+        assert f", in {name}\n    raise LookupError" in lines[name]["exception"]
+        assert lines[name]["exception"].endswith("LookupError: there is no [argument]")
+    assert lines["endless"]["where"].endswith(" endless")
+    assert lines["nowhere"]["where"].endswith(" go_nowhere")
+    counted = {
+        name: next(
+            outcome
+            for outcome in OUTCOMES
+            if place.metric(f'bridge_tools_total{{tool="{name}",outcome="{outcome}"}}')
+        )
+        for name in names
+        if name != "missing"
+    }
+    outcome_of = {name: "failed" for name in errors}
+    outcome_of |= {name: "timeout" for name, it in errors.items() if it == "timeout"}
+    assert counted == {**outcome_of, "rejected": "done"}
+    assert place.metric('bridge_tools_total{tool="other",outcome="unknown"}') == 1
+    assert place.metric('bridge_tool_seconds_count{tool="late"}') == 1
     assert read_ruler(record.heard).heard_ms == {1: 300}
     assert record.ended_by == "caller" and not place.session.errors_sent
-    assert "what the caller said" not in str(logs)
+    assert "Miller" not in str(logs)
 
 
 async def test_a_tool_that_blocks_its_thread_does_not_freeze_the_call() -> None:

@@ -233,7 +233,8 @@ async def test_tools_without_predicates_start_no_thread() -> None:
     async with talk(agent) as it:
         assert it.tools == ["on"]
         assert it.session._current_dispatch_snapshot is not None
-        assert it.session._current_dispatch_snapshot.tools[0] is agent.tools[0]
+        [offered] = it.session._current_dispatch_snapshot.tools
+        assert isinstance(offered, FunctionTool) and offered.is_enabled is True
         assert threading.active_count() == before
 
 

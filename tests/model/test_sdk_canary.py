@@ -17,6 +17,8 @@ from agents import (
     _debug,
     function_tool,
 )
+from agents.exceptions import UserError
+from agents.mcp import MCPUtil
 from agents.realtime import (
     RealtimeAgent,
     RealtimeModelEvent,
@@ -34,8 +36,10 @@ from agents.realtime.openai_realtime import (
     _ConversionHelper,
 )
 from agents.realtime.session import _PendingToolOutputSendError
+from agents.tool import _FailureHandlingFunctionToolInvoker
 from agents.version import __version__
 
+from bridge.agent.tool_definitions import explained
 from bridge.model.dialects import REQUIRED
 from bridge.model.local_mcp import reachable
 from bridge.model.results import background_result
@@ -670,6 +674,40 @@ def test_the_sdk_makes_one_adapter_for_each_type() -> None:
     again = openai_realtime.TypeAdapter.cache_info()  # type: ignore[attr-defined]
 
     assert again.misses == made.misses and again.hits == made.hits + 2
+
+
+# --- tools that fail ---
+
+
+async def test_the_hooks_of_a_failing_tool_exist() -> None:
+    """Otherwise nobody hears of a tool whose exception the SDK turned into a text."""
+
+    @function_tool
+    def work() -> str:
+        return ""
+
+    invoker = work.on_invoke_tool
+    assert isinstance(invoker, _FailureHandlingFunctionToolInvoker)
+    assert invoker._function_tool is work and callable(invoker._on_handled_error)
+    source = inspect.getsource(_FailureHandlingFunctionToolInvoker.__call__)
+    assert "self._on_handled_error(self._function_tool, e, input, ctx)" in source
+    source = inspect.getsource(MCPUtil._extract_custom_data)
+    assert 'getattr(server, "custom_data_extractor", None)' in source
+    assert "is_error=" in source
+
+
+def test_the_frames_of_a_refused_tool_have_its_name() -> None:
+    """Otherwise an author does not learn which tool and argument the SDK refuses."""
+
+    def book(order: dict[str, str]) -> None: ...
+
+    with pytest.raises(UserError) as refused:
+        function_tool(book)
+
+    told = explained(refused.value)
+    assert told is not None and told.startswith(f"Tool book ({__file__}:")
+    assert "its argument `order: dict[str, str]` may have any keys" in told
+    assert explained(ValueError()) is None
 
 
 # --- limits ---

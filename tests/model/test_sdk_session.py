@@ -1,6 +1,7 @@
 """The SDK's session on a phone call: failing tools, and a history of what was heard."""
 
 import asyncio
+import inspect
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -11,11 +12,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from agents import function_tool
+from agents import FunctionTool, function_tool
 from agents.realtime import RealtimeAgent, RealtimeModelEvent, RealtimeModelListener
 from structlog.testing import capture_logs
 
 from bridge.agent import user_code
+from bridge.agent.finished_tools import FinishedTool
 from bridge.model import sdk_session
 from bridge.model.sdk_model import PhoneModel
 from bridge.model.sdk_session import FAILED, TIMED_OUT, PhoneSession
@@ -30,7 +32,7 @@ class Watch:
 
     running: int = 0
     most: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
+    finished: list[FinishedTool] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
 
     def tool_running(self, change: int, call_id: str = "") -> None:
@@ -43,8 +45,12 @@ class Watch:
     def model_stuck(self, why: str) -> None:
         self.limits.append(why)
 
-    def tool_failed(self, tool: str, error: str) -> None:
-        self.failed.append((tool, error))
+    def tool_finished(self, tool: FinishedTool) -> None:
+        self.finished.append(tool)
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        return [(it.tool, it.error) for it in self.finished if it.error]
 
 
 @dataclass
@@ -182,31 +188,32 @@ async def test_a_running_tool_is_counted() -> None:
     assert (it.watch.running, it.watch.most, it.watch.failed) == (0, 1, [])
 
 
+def look_up_line(tool: FunctionTool) -> int:
+    """The line of the `raise`, the first of the tool's function."""
+    return inspect.unwrap(tool).__code__.co_firstlineno + 2
+
+
 async def test_a_tool_that_raises_is_answered() -> None:
-    """The model is told; the operator learns the error's type and place, not its
-    text."""
+    """The model is told; the watch learns the error's type and place, and its text
+    apart from them."""
 
     @function_tool(failure_error_function=None)
     async def look_up() -> str:
         raise LookupError("what the caller said")
 
-    with capture_logs() as logs:
-        async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
-            assert it.session.agent.name == "desk"
-            assert await it.calls("look_up") == FAILED
-            assert it.connection.sent_types()[-1] == "response.create"
+    async with talk(RealtimeAgent(name="desk", tools=[look_up])) as it:
+        assert it.session.agent.name == "desk"
+        assert await it.calls("look_up") == FAILED
+        assert it.connection.sent_types()[-1] == "response.create"
 
     assert it.watch.failed == [("look_up", "LookupError")] and it.watch.running == 0
-    assert logs[0].pop("where").endswith(" look_up")
-    assert logs == [
-        {
-            "event": "tool_failed",
-            "call_sid": "",
-            "tool": "look_up",
-            "error": "LookupError",
-            "log_level": "warning",
-        }
-    ]
+    [tool] = it.watch.finished
+    line = look_up_line(look_up)
+    assert tool.outcome == "failed" and tool.call_id == "call_look_up"
+    assert tool.where == f"{__file__}:{line} look_up"
+    assert f'File "{__file__}", line {line}, in look_up' in tool.traceback
+    assert tool.traceback.endswith("\nLookupError: what the caller said")
+    assert tool.message == "what the caller said"
 
 
 async def test_a_tool_that_takes_too_long_is_cancelled() -> None:

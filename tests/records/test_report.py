@@ -17,6 +17,7 @@ from aiohttp import web
 from openai import InvalidWebhookSignatureError, OpenAI
 from structlog.testing import capture_logs
 
+from bridge.agent.finished_tools import FinishedTool
 from bridge.agent.live import CallFacts, Message, ModelProblem
 from bridge.core.history import HistoryItem
 from bridge.core.transfers import FailedTransfer
@@ -121,6 +122,8 @@ async def test_a_report_describes_the_call() -> None:
         HistoryItem("i2", "tool_call", call_id="c1", name="menu", arguments='{"n":1}'),
         HistoryItem("i3", "tool_output", "funghi", call_id="c1"),
         HistoryItem("i4", "tool_call", call_id="c2", name="oven", arguments="{}"),
+        HistoryItem("i6", "tool_call", call_id="c3", name="bell", arguments="{}"),
+        HistoryItem("i7", "tool_output", "Try again.", call_id="c3"),
         HistoryItem("i5", "assistant", "We have", "We have funghi", True, 3.25),
     ]
     async with live_call(line) as live:
@@ -130,11 +133,26 @@ async def test_a_report_describes_the_call() -> None:
         live.notes["odd"] = {"it": complex(1, 2)}
         live.input_tokens, live.output_tokens, live.cost = 100, 20, 0.25
         live.take_message("Call me.", name="Ann")
+        live.finished_tools = {
+            "c1": FinishedTool("menu", "c1", "done", 0.25, ended_at=time.time() - 9),
+            "c3": FinishedTool(
+                "bell", "c3", "failed", 1.0, "KeyError", "mine.py:3", message="'Ann'"
+            ),
+        }
+        live.handoffs = [(time.time() - 5, "receptionist", "billing")]
+        live.delays = [(time.time() - 60, 0.4)]  # the clock was set meanwhile
         live.problems = [ModelProblem("model_error", "no_voice", message="No voice.")]
         live.failed_transfers = [FailedTransfer("busy", "", "486", "Busy.")]
         report = report_of(live, "caller", "hung_up", 12.5)
 
-    assert json.loads(report.as_json()) == {
+    body = json.loads(report.as_json())
+    begun = [tool.pop("at") for tool in body["tools"]]
+    assert begun == [pytest.approx(3.25, abs=0.5), None, pytest.approx(11.5, abs=0.5)]
+    [handoff] = body.pop("handoffs")
+    assert handoff.pop("at") == pytest.approx(7.5, abs=0.5)
+    assert handoff == {"agent": "receptionist", "to": "billing"}
+    assert body.pop("delays") == [{"at": 0.0, "seconds": 0.4}]
+    assert body == {
         "call_sid": FACTS.call_sid,
         "stream_sid": FACTS.stream_sid,
         "account_sid": FACTS.account_sid,
@@ -161,8 +179,30 @@ async def test_a_report_describes_the_call() -> None:
             },
         ],
         "tools": [
-            {"name": "menu", "arguments": '{"n":1}', "output": "funghi"},
-            {"name": "oven", "arguments": "{}", "output": ""},
+            {
+                "name": "menu",
+                "arguments": '{"n":1}',
+                "output": "funghi",
+                "outcome": "done",
+                "seconds": 0.25,
+                "error": "",
+            },
+            {
+                "name": "oven",
+                "arguments": "{}",
+                "output": "",
+                "outcome": "",
+                "seconds": None,
+                "error": "",
+            },
+            {
+                "name": "bell",
+                "arguments": "{}",
+                "output": "Try again.",
+                "outcome": "failed",
+                "seconds": 1.0,
+                "error": "KeyError: 'Ann' (mine.py:3)",
+            },
         ],
         "messages": [{"text": "Call me.", "name": "Ann", "call_back": ""}],
         "notes": {"when": "2026-01-02T00:00:00Z", "odd": {"it": "(1+2j)"}},

@@ -902,7 +902,8 @@ async def test_a_tool_that_raises_is_told() -> None:
         await until(lambda: "Sorry." in here.said())
 
         (failed,) = [it.data for it in here.events if it.type == "tool_failed"]
-        assert failed == {"tool": "broken", "error": "LookupError"}
+        assert (failed["tool"], failed["error"]) == ("broken", "LookupError")
+        assert failed["exception"].endswith("\nLookupError")
 
 
 async def test_a_server_that_talks_nonsense_is_not_followed() -> None:

@@ -22,6 +22,15 @@ TOOLS = [
         },
     },
     {
+        "name": "divide",
+        "description": "Divides two numbers.",
+        "inputSchema": {
+            "type": "object",
+            "properties": NUMBERS,
+            "required": list(NUMBERS),
+        },
+    },
+    {
         "name": "pid",
         "description": "The ID of the server's process.",
         "inputSchema": {"type": "object", "properties": {}},
@@ -30,6 +39,9 @@ TOOLS = [
 
 
 def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    if name == "divide" and arguments["b"] == 0:
+        text = f"{arguments['a']} cannot be divided by 0"
+        return {"content": [{"type": "text", "text": text}], "isError": True}
     value = os.getpid() if name == "pid" else arguments["a"] + arguments["b"]
     return {"content": [{"type": "text", "text": str(value)}]}
 

@@ -5,7 +5,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.core.commands import Note, protocol_error
-from bridge.telemetry.metrics import Metrics
+from bridge.telemetry.metrics import MAX_TOOL_NAMES, Metrics
 from tests.core.phone import Phone, notes
 
 
@@ -144,3 +144,36 @@ def test_the_notes_of_a_real_call_count() -> None:
     assert found["bridge_first_audio_seconds_sum"] == pytest.approx(0.3)
     assert found["bridge_clear_seconds_count"] == 1
     assert found["bridge_unheard_seconds_total"] == pytest.approx(1.6, abs=0.03)
+
+
+def finished(tool: str, outcome: str = "done", seconds: float = 0.3) -> Note:
+    data: dict[str, str | float] = {"tool": tool, "outcome": outcome}
+    return Note("tool_finished", {**data, "seconds": seconds})
+
+
+def test_tools_are_counted_by_what_became_of_them() -> None:
+    """With zeros for what did not, so that the next failure is seen as an increase."""
+    found = noted(finished("book"), finished("book", "failed"), finished("find"))
+
+    assert found['bridge_tools_total{outcome="done",tool="book"}'] == 1
+    assert found['bridge_tools_total{outcome="failed",tool="book"}'] == 1
+    assert found['bridge_tools_total{outcome="timeout",tool="book"}'] == 0
+    assert found['bridge_tools_total{outcome="failed",tool="other"}'] == 0
+    assert found['bridge_tool_seconds_count{tool="book"}'] == 2
+    assert found['bridge_tool_seconds_bucket{le="0.25",tool="find"}'] == 0
+    assert found['bridge_tool_seconds_bucket{le="0.5",tool="find"}'] == 1
+
+
+def test_the_names_of_tools_are_bounded() -> None:
+    """They come from users' code, from MCP servers and from the model."""
+    names = [f"tool{n}" for n in range(MAX_TOOL_NAMES + 5)]
+    made_up = [finished(f"x{n}", "unknown") for n in range(3)]
+    found = noted(
+        *made_up, finished("x" * 65), *map(finished, names), finished("tool0")
+    )
+
+    labels = {it for it in found if it.startswith("bridge_tool_seconds_count")}
+    assert len(labels) == MAX_TOOL_NAMES + 1
+    assert found['bridge_tool_seconds_count{tool="tool0"}'] == 2
+    assert found['bridge_tool_seconds_count{tool="other"}'] == 3 + 1 + 5
+    assert found['bridge_tools_total{outcome="unknown",tool="other"}'] == 3
