@@ -78,7 +78,7 @@ audit: setup  ## look for known advisories against the locked packages (asks osv
 # The fuzzer has its own environment, because atheris has wheels for few Pythons.
 FUZZ := .venv-fuzz
 SECONDS ?= 60
-fuzz: $(FUZZ)/.installed  ## look for inputs that break the bridge (15 targets, SECONDS=60 each)
+fuzz: $(FUZZ)/.installed  ## look for inputs that break the bridge (22 targets, SECONDS=60 each)
 	@$(FUZZ)/bin/python -m tests.fuzz --seconds $(SECONDS)
 
 $(FUZZ)/.installed: requirements-dev.lock pyproject.toml | setup

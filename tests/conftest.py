@@ -52,6 +52,20 @@ settings.load_profile("suite")
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Commands that run in this process export .env (bridge.app.settings.export): no
+    later test may find it."""
+    before = dict(os.environ)
+    yield
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    for name, value in before.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection(session: pytest.Session) -> Iterator[None]:
     if WORKER and session.config.args == session.config.getini("testpaths"):

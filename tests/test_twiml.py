@@ -372,6 +372,28 @@ def test_the_person_who_answers_hears_a_text_first() -> None:
     assert "<Response />" in twiml.put_through()
 
 
+def test_the_conference_of_a_warm_transfer() -> None:
+    """It is silent until both are there, and ends when one leaves; then the next step
+    is asked for, or the call ends."""
+    caller = twiml.conference("warm-1", action_url="/voice/next?once=a")
+    person = twiml.conference("warm-1")
+
+    for document in (caller, person):
+        assert 'beep="false"' in document and 'waitUrl=""' in document
+        assert 'startConferenceOnEnter="true"' in document
+        assert 'endConferenceOnExit="true"' in document
+        assert ">warm-1</Conference>" in document
+    assert 'action="/voice/next?once=a"' in caller and "action" not in person
+
+
+def test_a_person_is_told_who_calls() -> None:
+    """Without a text, the next document follows at once."""
+    told = twiml.tell("Ann calls.", then_url="/answer", language="en-GB")
+
+    assert told.index("Ann calls.") < told.index("<Redirect")
+    assert "<Say" not in twiml.tell("", then_url="/answer")
+
+
 def test_the_form_of_a_number_is_written_once() -> None:
     """A second copy would accept other numbers after the next change of the first. The
     fakes share no code with the bridge."""

@@ -157,6 +157,37 @@ def whisper(
     return str(document)
 
 
+def tell(text: str, *, then_url: str, language: str | None = None) -> str:
+    """For the person who has answered a warm transfer: a text (empty: none), then
+    Twilio requests `then_url`."""
+    document = VoiceResponse()
+    if text:
+        document.say(_spoken(text), language=language)
+    document.redirect(_webhook_url("redirect", then_url), method="POST")
+    return str(document)
+
+
+def conference(name: str, *, action_url: str | None = None) -> str:
+    """The call joins the conference, which ends when the first of its two parties
+    leaves; then Twilio requests `action_url`, or ends the call without one.
+
+    Who is there first hears silence: both come within seconds.
+    """
+    document = VoiceResponse()
+    options = {}
+    if action_url is not None:
+        options = {"action": _webhook_url("action", action_url), "method": "POST"}
+    document.dial(**options).conference(
+        name,
+        start_conference_on_enter=True,
+        end_conference_on_exit=True,
+        beep=False,
+        wait_url="",  # not Twilio's music
+        max_participants=2,
+    )
+    return str(document)
+
+
 def put_through() -> str:
     """For the person who has answered a transfer: the caller is connected."""
     return str(VoiceResponse())

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from agents.realtime import RealtimeSession
@@ -114,6 +114,9 @@ class Transfer:
     accept: bool = False
     """The person must press 1, else the caller comes back to the agent: a mailbox that
     answers takes no call. `whisper` then names the key; empty: a default text."""
+    warm: bool = False
+    """The person is called while the caller goes on talking with the agent. Needs
+    credentials of Twilio's REST API."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +148,9 @@ class CallControl(Protocol):
     async def hang_up(self) -> bool:
         """Waits like `heard`, then ends the call. False: interrupted, call goes on."""
 
-    async def transfer(self, transfer: Transfer) -> bool:
-        """Waits like `heard`, then transfers. False: interrupted, call goes on."""
+    async def transfer(self, transfer: Transfer, summary: str) -> bool:
+        """Waits like `heard`, then transfers. False: interrupted, call goes on. A warm
+        transfer begins at once; `summary` is said to the person of it."""
 
     async def send_digits(self, digits: str) -> bool:
         """Waits like `heard`, plays the tones, waits until they were heard."""
@@ -350,6 +354,8 @@ class LiveCall:
         digits: str = "",
         whisper: str = "",
         accept: bool = False,
+        warm: bool = False,
+        summary: str = "",
     ) -> bool:
         """Transfers the caller to `number` (E.164, or a SIP URI that the route or
         `transfers` names) once all agent speech was heard. The rest: see Transfer.
@@ -357,34 +363,27 @@ class LiveCall:
         If the target does not answer, the caller returns to the agent and the agent
         is told. False: the caller spoke first, so the call goes on.
 
+        With `warm`, returns True when the phone rings. The caller stays with the agent
+        until the person has answered (`accept`: has pressed 1), or the agent is told
+        why nobody has. `summary` is what the person hears first, before `whisper`.
+
         NotAllowed: the number is in neither the route nor `transfers`, and
         BRIDGE_TRANSFER_PREFIXES does not allow it; or `caller_id` is not one of the
         bridge's numbers. BadRequest: `ring_seconds` or a number is malformed.
         """
         self._check()
-        if ring_seconds not in RING_SECONDS:
-            raise BadRequest("ring_seconds must be 5 to 600")
-        try:
-            number = twiml.dial_target(number)
-            caller_id = twiml.phone_number(caller_id) if caller_id else ""
-        except ValueError:
-            raise BadRequest(
-                "a target is an E.164 number, such as +14155550100, or sip:user@host"
-            ) from None
-        try:
-            twiml.transfer(number, digits=digits)
-            twiml.whisper(whisper, accept_url="/")
-        except ValueError as error:
-            raise BadRequest(str(error)) from None
-        target = Transfer(
-            number,
-            caller_id,
-            ring_seconds,
-            digits=digits,
-            whisper=whisper,
-            accept=accept,
+        target = _checked(
+            Transfer(
+                number,
+                caller_id,
+                ring_seconds,
+                digits=digits,
+                whisper=whisper,
+                accept=accept,
+                warm=warm,
+            )
         )
-        return await self._control.transfer(target)
+        return await self._control.transfer(target, _encodable(summary))
 
     async def send_digits(self, digits: str) -> bool:
         """Plays DTMF tones (0-9 * # A-D; `w` pauses half a second) once all agent
@@ -472,3 +471,23 @@ def _encodable(text: str) -> str:
     """Replaces lone surrogates with `?`. They cannot be encoded as UTF-8; user code may
     cut a text inside a surrogate pair, and this must not end the call."""
     return text.encode(errors="replace").decode()
+
+
+def _checked(to: Transfer) -> Transfer:
+    """The transfer, with its numbers as Twilio takes them. BadRequest: Twilio would
+    refuse it."""
+    if to.ring_seconds not in RING_SECONDS:
+        raise BadRequest("ring_seconds must be 5 to 600")
+    try:
+        number = twiml.dial_target(to.number)
+        caller_id = twiml.phone_number(to.caller_id) if to.caller_id else ""
+    except ValueError:
+        raise BadRequest(
+            "a target is an E.164 number, such as +14155550100, or sip:user@host"
+        ) from None
+    try:
+        twiml.transfer(number, digits=to.digits)
+        twiml.whisper(to.whisper, accept_url="/")
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    return replace(to, number=number, caller_id=caller_id)

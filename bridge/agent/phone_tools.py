@@ -14,6 +14,7 @@ from agents.run_context import RunContextWrapper
 from pydantic import Field
 
 from bridge.agent.live import BadRequest, CallOver, LiveCall, NotAllowed, Transfer
+from bridge.core.transfers import RINGING
 
 OVER = "The call is over. Nothing more can be said or done."
 SPOKE = (
@@ -52,25 +53,38 @@ async def transfer_call(
             )
         ),
     ],
+    summary: Annotated[
+        str,
+        Field(
+            description=(
+                "who calls and what they want, in one sentence: the person who "
+                "answers may hear it before the caller is connected"
+            )
+        ),
+    ] = "",
 ) -> str:
     """Put the caller through to a person. Use it when they ask for somebody or need
     what you cannot do. Tell them first, in the same answer, whom you connect them
     with: it happens once they have heard it, and you leave the call. If nobody
-    answers, they come back to you."""
+    answers, they come back to you. If the result says that the phone is ringing, you
+    have not left: go on with the caller."""
     live = context.context
     transfer = _find(live.transfers, target)
     if transfer is None:
         return _list_targets(live.transfers, target)
-    return await _end_with(
-        live.transfer(
-            transfer.number,
-            caller_id=transfer.caller_id,
-            ring_seconds=transfer.ring_seconds,
-            digits=transfer.digits,
-            whisper=transfer.whisper,
-            accept=transfer.accept,
-        )
+    begun = live.transfer(
+        transfer.number,
+        caller_id=transfer.caller_id,
+        ring_seconds=transfer.ring_seconds,
+        digits=transfer.digits,
+        whisper=transfer.whisper,
+        accept=transfer.accept,
+        warm=transfer.warm,
+        summary=summary,
     )
+    if transfer.warm:
+        return await _outcome(begun) or RINGING
+    return await _end_with(begun)
 
 
 @function_tool
@@ -133,6 +147,15 @@ PHONE_TOOLS: list[Tool] = [hang_up, transfer_call, send_digits, take_message]
 async def _end_with(action: Awaitable[bool]) -> str:
     """Waits for an action that ends the call; returns the text for the model if it was
     not done."""
+    if failed := await _outcome(action):
+        return failed
+    await asyncio.sleep(END_SECONDS)
+    return OVER
+
+
+async def _outcome(action: Awaitable[bool]) -> str:
+    """Waits for the action; returns the text for the model if it was not done, else an
+    empty one."""
     try:
         done = await action
     except NotAllowed:
@@ -141,10 +164,7 @@ async def _end_with(action: Awaitable[bool]) -> str:
         return f"Not done: {error}. Tell the caller that it cannot be done now."
     except CallOver:
         return OVER
-    if not done:
-        return SPOKE
-    await asyncio.sleep(END_SECONDS)
-    return OVER
+    return "" if done else SPOKE
 
 
 def _find(transfers: Mapping[str, Transfer], target: str) -> Transfer | None:

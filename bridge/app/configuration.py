@@ -6,15 +6,15 @@ check` prints it. Nothing here opens a connection or calls a function of the use
 from dataclasses import dataclass
 
 from bridge.app import settings_report
-from bridge.app.settings import Finding, Reading, Settings, export
+from bridge.app.settings import Finding, Settings, SettingsReading, export
 from bridge.app.startup import UserCode, read_user_code
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
+class FoundConfiguration:
     """As far as it can be used, and what is wrong with it."""
 
-    reading: Reading
+    reading: SettingsReading
     user_code: UserCode | None
     """None: the default agent cannot be loaded."""
     of_settings: list[Finding]
@@ -34,7 +34,7 @@ class Configuration:
         return [it for it in self.problems if it.level == "error"]
 
 
-def read_configuration(reading: Reading) -> Configuration:
+def read_configuration(reading: SettingsReading) -> FoundConfiguration:
     """Imports the user's code, which finds in the environment what .env holds."""
     export(reading.file)
     of_settings = settings_report.report(reading)
@@ -48,6 +48,6 @@ def read_configuration(reading: Reading) -> Configuration:
             found.append(
                 Finding("warning", "BRIDGE_ROUTES", warning, place=path + line)
             )
-    return Configuration(
+    return FoundConfiguration(
         reading, user_code, of_settings, [reading.placed(it) for it in found]
     )

@@ -24,6 +24,8 @@ class EnvFile:
     """Lines that are neither NAME=value nor a comment."""
     repeated: Mapping[str, int] = field(default_factory=dict)
     """Name -> the line of an earlier assignment, which does not count."""
+    bare: frozenset[str] = frozenset()
+    """Names without `=`: docker compose does not set them."""
 
     def place(self, name: str, line: int = 1) -> str:
         """`FILE:LINE` of the line-th line of the value; empty if it is not here."""
@@ -49,11 +51,10 @@ def read(path: str | Path | None) -> EnvFile:
                 if binding.key in lines:
                     repeated[binding.key] = lines[binding.key][0]
                 lines[binding.key] = first, last
-    values = {
-        name: value or ""
-        for name, value in dotenv_values(path, encoding="utf-8").items()
-    }
-    return EnvFile(str(path), values, lines, tuple(unreadable), repeated)
+    found = dotenv_values(path, encoding="utf-8")
+    values = {name: value or "" for name, value in found.items()}
+    bare = frozenset(name for name, value in found.items() if value is None)
+    return EnvFile(str(path), values, lines, tuple(unreadable), repeated, bare)
 
 
 def _lines_of(binding: Binding) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from bridge.app.dial_permissions import may_dial
 from bridge.fleet import Registry
@@ -25,6 +25,9 @@ ALL_CALLS = "outbound_calls"
 LimitName = Literal[
     "off", "prefix", "at_once", "number", "campaign", "rate", "cost", "registry"
 ]
+
+_Place: TypeAlias = tuple[LimitName, str, int, str]
+"""Limit, name of the set, most members, text of the refusal."""
 
 
 class LimitedOrder(Protocol):
@@ -69,10 +72,10 @@ class OutboundLimits:
         *,
         prefixes: Sequence[str],
         at_once: int,
-        per_second: float,
+        per_second: float = 1.0,
         key: bytes,
         hit: Callable[[str], None],
-        day_is_spent: Callable[[], Awaitable[bool]] | None,
+        day_is_spent: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._registry = registry
         self._prefixes = tuple(prefixes)
@@ -100,7 +103,7 @@ class OutboundLimits:
     async def take(self, order: LimitedOrder, number: str, seconds: float) -> None:
         """Takes the places of a call for so many seconds, and waits for its turn.
         OutboundLimited: none is taken."""
-        places: list[tuple[LimitName, str, int, str]] = [
+        places: list[_Place] = [
             (
                 "number",
                 f"outbound_number:{self._hash(number)}",
@@ -112,19 +115,30 @@ class OutboundLimits:
             name = f"outbound_campaign:{self._hash(order.campaign)}"
             text = "a call of this campaign is running"
             places.append(("campaign", name, 1, text))
+        await self._take(order.id, [*places, self._at_once_place()], seconds)
+
+    async def take_transfer(self, transfer_id: str, seconds: float) -> None:
+        """Takes the place of the second call of a warm transfer, and waits for its
+        turn. Several callers may be put through to one number. OutboundLimited: none is
+        taken."""
+        await self._take(transfer_id, [self._at_once_place()], seconds)
+
+    def _at_once_place(self) -> _Place:
         text = f"the limit of {self._at_once} running calls is reached"
-        places.append(("at_once", ALL_CALLS, self._at_once, text))
+        return ("at_once", ALL_CALLS, self._at_once, text)
+
+    async def _take(self, id: str, places: Sequence[_Place], seconds: float) -> None:
         # Stored first: whatever happens next, `release` finds them.
         names = " ".join(name for _, name, _, _ in places)
-        await self._registry.put(_places_name(order.id), names.encode(), seconds)
+        await self._registry.put(_places_name(id), names.encode(), seconds)
         try:
             for limit, name, most, text in places:
-                if not await self._registry.acquire(name, order.id, seconds, most):
+                if not await self._registry.acquire(name, id, seconds, most):
                     orders = await self._registry.members(name)
                     raise OutboundLimited(limit, text, orders)
             await self._wait_for_turn()
         except BaseException:
-            await self.release(order.id)
+            await self.release(id)
             raise
 
     async def shorten(self, order_id: str, seconds: float) -> None:

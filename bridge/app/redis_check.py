@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from redis.exceptions import (
+from bridge.app.resolving import NoResolver, NotResolved, resolve
+from bridge.app.settings import Finding
+from bridge.fleet.redis_address import redis_address
+from bridge.fleet.redis_client import (
+    FAILURES,
     AuthenticationError,
     BusyLoadingError,
     InvalidResponse,
     NoPermissionError,
     ReadOnlyError,
     ResponseError,
+    redis_client,
 )
-
-from bridge.app.resolving import NoResolver, NotResolved, resolve
-from bridge.app.settings import Finding
-from bridge.fleet.redis_address import redis_address
-from bridge.fleet.redis_client import FAILURES, redis_client
 
 SECONDS = 5.0
 """For the whole check."""
@@ -54,6 +54,8 @@ async def check_redis(url: str) -> list[Finding]:
         return [Finding("error", NAME, text, fix)]
     except FAILURES as error:
         text, fix = _failure(error, place)
+        if parts.scheme == "rediss" and isinstance(error, TimeoutError):
+            fix += "; a Redis without TLS answers nothing: write redis:// for it"
         return [Finding("error", NAME, text, fix)]
     finally:
         await client.aclose()

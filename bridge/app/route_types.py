@@ -240,7 +240,11 @@ Keys = Annotated[str, _pattern("^[0-9*#A-D]{1,64}$", "write 0-9 * #, in quotes")
 ParameterName = Annotated[str, _pattern(r"^\S(.*\S)?$", "write a parameter's name")]
 Language = Annotated[str, _pattern(_LANGUAGE, "write a language such as en-US")]
 Text = Annotated[str, _pattern(r"\S", "write a text, or leave the key out")]
-Yes = Annotated[str, _pattern("^(?i:true|yes|on)$", "write true, or leave the key out")]
+Yes = Annotated[
+    str,
+    _pattern("^(?i:true|yes|on)$", "write true, or leave the key out"),
+    AfterValidator(lambda _: True),
+]
 PhoneNumber = Annotated[str, _parsed_by(twiml.phone_number, _A_PHONE_NUMBER)]
 DialTarget = Annotated[str, _parsed_by(twiml.dial_target, _A_TARGET)]
 """A phone number, or a SIP URI."""

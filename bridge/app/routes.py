@@ -205,6 +205,7 @@ _Transfer: TypeAlias = Annotated[
         digits=DialDigits,
         whisper=Spoken,
         accept=Yes,
+        warm=Yes,
     ),
     short_for("number"),
 ]

@@ -22,6 +22,7 @@ from bridge.app.quotas import Quotas
 from bridge.app.recordings import TONE, Sound, recording
 from bridge.app.route_types import RouteGreeting
 from bridge.app.routes import Route, Routes
+from bridge.app.warm_calls import WarmCalls
 from bridge.core.history import HistoryItem
 from bridge.core.limits import Bounds, Limits
 from bridge.core.rules import (
@@ -109,6 +110,9 @@ class Services:
     transfer_prefixes: tuple[str, ...] = ()
     """Numbers to which calls may be transferred, besides those that routes name."""
     outbound_number: str = ""
+    warm_calls: WarmCalls | None = None
+    """None: warm transfers lack the settings in `missing_for_warm`."""
+    missing_for_warm: tuple[str, ...] = ()
     record_dir: Path | None = None
     waiting_sound: Sound = TONE
     slow_tool_seconds: float = SLOW_TOOL_SECONDS

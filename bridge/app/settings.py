@@ -322,7 +322,7 @@ def export(file: "EnvFile", *, own: bool = True) -> None:
     the settings of the bridge. Call it before user code, and the SDK, are imported."""
     for name, value in file.values.items():
         of_bridge = name in NAMES or name.startswith("BRIDGE_")
-        if own or not of_bridge:
+        if name not in file.bare and (own or not of_bridge):
             os.environ.setdefault(name, value)
 
 
@@ -332,7 +332,7 @@ def file_name(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SettingsReading:
     """The environment as far as it can be used, and its mistakes."""
 
     settings: Settings
@@ -372,7 +372,7 @@ def load(
 
 def read(
     environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env"
-) -> Reading:
+) -> SettingsReading:
     """As `load`, with the mistakes beside what can be used; never raises."""
     environ = os.environ if environ is None else environ
     file, mistakes, is_complete = EnvFile(), list[Finding](), False
@@ -390,7 +390,7 @@ def read(
     unusable = {it.name.removesuffix("_FILE") for it in of_files}
     chosen = {it: given[it] for it in NAMES & given.keys() - unusable} | contents
     settings, errors = _usable(chosen)
-    reading = Reading(settings, (), given, file, environ, is_complete)
+    reading = SettingsReading(settings, (), given, file, environ, is_complete)
     for it in errors:
         mistakes += _mistakes(it, reading)
     return replace(
@@ -447,7 +447,7 @@ def _name_of(error: Mapping[str, Any]) -> str:
     return str(field.validation_alias) if field else name
 
 
-def _mistakes(error: Mapping[str, Any], reading: Reading) -> list[Finding]:
+def _mistakes(error: Mapping[str, Any], reading: SettingsReading) -> list[Finding]:
     """Turns an error of pydantic into messages that say how to correct it."""
     name, context = _name_of(error), error.get("ctx", {})
     if error["type"] != values.WRONG:

@@ -19,8 +19,8 @@ from bridge.app.settings import (
     SECRET_NAMES,
     Finding,
     Level,
-    Reading,
     Settings,
+    SettingsReading,
     file_name,
     read,
     variable,
@@ -46,7 +46,7 @@ def unknown_names(
     return _unknown_names(read(environ, env_file))
 
 
-def _unknown_names(reading: Reading) -> list[Finding]:
+def _unknown_names(reading: SettingsReading) -> list[Finding]:
     known = NAMES | {file_name(name) for name in SECRET_NAMES}
     found = []
     for name in sorted(reading.variables.keys() - known):
@@ -79,7 +79,7 @@ def check(
     return report(read(environ, env_file))
 
 
-def report(reading: Reading) -> list[Finding]:
+def report(reading: SettingsReading) -> list[Finding]:
     """Mistakes of the environment, warnings, and the values in force."""
     if not reading.is_complete:
         return [*reading.mistakes, *_unknown_names(reading)]

@@ -15,16 +15,20 @@ from agents import set_default_openai_key
 from agents.realtime import RealtimeAgent, RealtimeRunner
 
 from bridge.agent import loader
+from bridge.agent.live import Transfer
 from bridge.agent.loader import AgentNotLoaded, AgentSource
 from bridge.agent.user_code import protected_loop
 from bridge.app import routes as routes_file
 from bridge.app.background_tasks import BackgroundTasks
 from bridge.app.fallback import FallbackSwitch, following
+from bridge.app.outbound_limits import OutboundLimits
 from bridge.app.quotas import Quotas, reporting
-from bridge.app.routes import Routes, RoutesError
+from bridge.app.routes import Route, Routes, RoutesError
 from bridge.app.services import Capacity, Ceilings, Services
 from bridge.app.settings import OPENAI_MODEL_URL, Finding, Settings, SettingsError
+from bridge.app.twilio_api import RestAccess
 from bridge.app.values import LOCAL_MODEL
+from bridge.app.warm_calls import WarmCalls, missing_for_warm
 from bridge.core.limits import Bounds, Limits
 from bridge.fleet import Registry
 from bridge.fleet.memory import MemoryRegistry
@@ -144,6 +148,10 @@ def _missing_in_routes(
             text = "when_full is fallback, but there is no number to dial"
             fix = "set `fallback`, or BRIDGE_FALLBACK_NUMBER"
             yield _at(routes.where(route, "when_full"), text, fix)
+        if _has_warm_transfer(route) and (missing := missing_for_warm(settings)):
+            text = "has a transfer that is `warm`: it needs Twilio's REST API"
+            fix = f"set {', '.join(missing)}"
+            yield _at(routes.where(route, "transfers"), text, fix)
         limited = settings.cost_per_call or settings.cost_per_day
         if limited and settings.prices is None and route.cost is None:
             text = (
@@ -158,15 +166,12 @@ async def _open_services(
     settings: Settings, user_code: UserCode, model_url: str
 ) -> AsyncIterator[Services]:
     """The Services with the connections, tasks and threads that they need."""
-    secret = settings.report_secret
-    capacity = Capacity(settings.max_calls)
-    metrics = Metrics()
-    metrics.calls_limit.set(settings.max_calls)
+    capacity, metrics = Capacity(settings.max_calls), _metrics(settings)
     async with (
         protected_loop(),
         _registry(settings, capacity, metrics) as registry,
         BackgroundTasks() as background_tasks,
-        Reports(secret.get_secret_value() if secret else None) as reports,
+        _reports(settings) as reports,
         local_mcp() as mcp,
         watched(_disk(settings, metrics)) as disk,
         TraceWriter(disk=disk) as trace_writer,
@@ -202,6 +207,8 @@ async def _open_services(
             ceilings=_ceilings_of(settings),
             transfer_prefixes=settings.transfer_prefixes,
             outbound_number=settings.outbound_number or "",
+            warm_calls=await _warm_calls(settings, user_code.routes, registry, metrics),
+            missing_for_warm=tuple(missing_for_warm(settings)),
             limits=limits_of(settings),
             bounds=_bounds_of(settings),
         )
@@ -259,6 +266,47 @@ def _ceilings_of(settings: Settings) -> Ceilings:
         cost=settings.cost_per_call or None,
         prices=settings.prices,
     )
+
+
+def _metrics(settings: Settings) -> Metrics:
+    metrics = Metrics()
+    metrics.calls_limit.set(settings.max_calls)
+    return metrics
+
+
+def _reports(settings: Settings) -> Reports:
+    secret = settings.report_secret
+    return Reports(secret.get_secret_value() if secret else None)
+
+
+async def _warm_calls(
+    settings: Settings, routes: Routes, registry: Registry, metrics: Metrics
+) -> WarmCalls | None:
+    """None if settings are missing that warm transfers need."""
+    access = RestAccess.of(settings)
+    if access is None or settings.public_url is None:
+        return None
+    calls = WarmCalls(
+        registry,
+        access,
+        OutboundLimits(
+            registry,
+            prefixes=(),  # app/dial_permissions.py permits the numbers of transfers
+            at_once=settings.outbound_calls,
+            hit=metrics.hit,
+            key=access.password.encode(),
+        ),
+        public_url=settings.public_url,
+        outbound_number=settings.outbound_number or "",
+    )
+    if any(_has_warm_transfer(it) for it in (*routes.routes, routes.defaults)):
+        await calls.prepare()  # else at the first one: it costs 11 MB
+    return calls
+
+
+def _has_warm_transfer(route: Route) -> bool:
+    targets = (*route.transfers.values(), *route.keys.values())
+    return any(isinstance(it, Transfer) and it.warm for it in targets)
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from bridge.app.routes import HangUpAction, KeyAction, TellAction
 from bridge.audio import g711
 from bridge.call.answering import Answering
 from bridge.call.leg import Refer
+from bridge.call.warm_transfer import WarmTransfers
 from bridge.core.answered import Answer
 from bridge.core.capabilities import Capabilities
 from bridge.core.commands import Note, limit_hit
@@ -35,6 +36,11 @@ from bridge.websocket.text_socket import StartTask
 
 APPEND = "input_audio_buffer.append"
 
+NO_WARM_TRANSFER = (
+    "this call's line has no warm transfer: its audio does not pass through the bridge"
+)
+"""Of a SIP call at OpenAI."""
+
 
 class Actions:
     """A bridge.agent.live.CallControl."""
@@ -49,10 +55,12 @@ class Actions:
         send_raw: Callable[[Mapping[str, Any]], None],
         check_transfer: Callable[[Transfer], None],
         refer: Refer | None,
+        warm: Callable[[], WarmTransfers],
         start_task: StartTask,
     ) -> None:
         """`check_transfer` raises NotAllowed or BadRequest. `refer`: how the leg
-        transfers; None: the call ends as `transferred`."""
+        transfers; None: the call ends as `transferred`. `warm`: of a call that is
+        known."""
         self._feed = feed
         self._note = note
         self._history = history
@@ -61,6 +69,7 @@ class Actions:
         self._send_raw = send_raw
         self._check_transfer = check_transfer
         self._refer = refer
+        self._warm = warm
         self._start_task = start_task
         self._waits: dict[int, tuple[asyncio.Future[bool | None], Transfer | None]] = {}
         self._wait_numbers = itertools.count(1)
@@ -103,12 +112,17 @@ class Actions:
     async def hang_up(self) -> bool:
         return await self._end_when_heard(("agent", "hung_up"), None)
 
-    async def transfer(self, transfer: Transfer) -> bool:
+    async def transfer(self, transfer: Transfer, summary: str) -> bool:
         try:
             self._check_transfer(transfer)
         except NotAllowed:
             self._note(limit_hit("transfer_number"))
             raise
+        if transfer.warm and self._refer:
+            raise BadRequest(NO_WARM_TRANSFER)
+        if transfer.warm:
+            await self._warm().begin(transfer, summary)
+            return True
         if not self._refer:
             return await self._end_when_heard(("agent", "transferred"), transfer)
         if transfer.caller_id:
@@ -149,15 +163,29 @@ class Actions:
                 self._feed(EndCall("agent", "hung_up"))
             case Transfer() if self._refer:
                 self._start_task(self._refer_by_key(self._refer, action), "keys")
+            case Transfer(warm=True):
+                self._start_task(self._warm().begin_by_key(action), "keys")
             case Transfer():
                 self.transfer_target = action
                 self._feed(EndCall("agent", "transferred"))
 
     async def _refer_by_key(self, refer: Refer, transfer: Transfer) -> None:
         try:
+            if transfer.warm:
+                raise BadRequest(NO_WARM_TRANSFER)
             await refer(transfer)
         except (BadRequest, CallOver) as error:
             self._note(Note("key_action_failed", {"error": type(error).__name__}))
+
+    async def join(self, target: Transfer, seconds: float) -> None:
+        """Ends the call as transferred to `target` when the caller has heard what the
+        agent is saying, after so many seconds at the latest."""
+        then = ("agent", "transferred")
+        _, waiting = self._start_wait(then, stoppable=False, transfer=target)
+        await asyncio.wait([waiting], timeout=seconds)
+        if not waiting.done() or waiting.result() is False:
+            self.transfer_target = target
+            self._feed(EndCall(*then))
 
     def _leave_message(self) -> None:
         self._start_wait(("agent", "message_left"), stoppable=False)

@@ -6,7 +6,7 @@ effect. What else it does (a database, a request) it does.
 
 from collections.abc import Iterator
 
-from bridge.agent import loader, user_code
+from bridge.agent import loader, tool_definitions, user_code, user_errors
 from bridge.agent.live import CallFacts
 from bridge.agent.loader import AgentNotLoaded, AgentSource
 from bridge.app.routes import Route
@@ -22,6 +22,8 @@ FIX = (
     "correct the function; bridge check called it for an unknown caller, "
     f"{THEIRS}, with the parameters that the route asks for"
 )
+
+FIX_AGENT = "correct the agent that the function makes"
 
 
 def facts_for(route: Route) -> CallFacts:
@@ -73,14 +75,18 @@ async def _fault(source: AgentSource, route: Route) -> tuple[str, str] | None:
             try:
                 await loader.agent_for(source, it.live)
             except AgentNotLoaded as error:
-                return f"cannot be used: {error}", "return a RealtimeAgent, or a runner"
+                wrong_kind = "function returned" in str(error)
+                fix = "return a RealtimeAgent, or a runner" if wrong_kind else FIX_AGENT
+                return f"cannot be used: {error}", fix
             except TimeoutError as error:
-                where = user_code.where(error)
+                where = user_errors.where(error)
                 text = f"has not returned within {user_code.SECONDS:g} s: {where}"
                 return text, "each caller waits for it: give it a limit of its own"
             except Exception as error:
+                if refused := tool_definitions.explained(error):
+                    return f"cannot make its agent: {refused}", FIX_AGENT
                 told = " ".join(str(error).split())[:300]
-                where = user_code.where(error)
+                where = user_errors.where(error)
                 return f"raises {user_code.kind(error)}: {told} ({where})", FIX
     except BaseExceptionGroup as error:  # of a listener or task that it has started
         return f"raises {type(error.exceptions[0]).__name__} in a task", FIX

@@ -40,6 +40,7 @@ from bridge.call.deadline_timer import DeadlineTimer
 from bridge.call.leg import CallLeg, SessionControl
 from bridge.call.media_leg import facts_of
 from bridge.call.stream import IdentifiedPhone
+from bridge.call.warm_transfer import CallParts, WarmTransfers
 from bridge.core.call_state import State
 from bridge.core.commands import (
     CloseConnection,
@@ -102,11 +103,7 @@ class Call:
             now=now, bounds=services.bounds, capabilities=leg.capabilities
         )
         self._log = structlog.get_logger()
-        self._trace: Trace | None = None
-        if services.record_dir:
-            self._trace = Trace(
-                now, self._trace_lost, services.bounds, leg.capabilities
-            )
+        self._trace = self._new_trace(now)
         self._tasks = asyncio.TaskGroup()
         self._unnamed_tasks: list[asyncio.Task[None]] = []
         """Tasks from before the call's SID was known; they are renamed then."""
@@ -123,11 +120,13 @@ class Call:
             send_raw=self._agent.send_raw,
             check_transfer=self._check_transfer,
             refer=leg.refer,
+            warm=self._warm_transfers,
             start_task=self.start_task,
         )
         self._route = Route()
         self._live: LiveCall | None = None
         self._continuity: Continuity | None = None
+        self._warm: WarmTransfers | None = None
         self._closed = False
         """The next step is stored, and the leg is closed."""
         self._identified = asyncio.Event()
@@ -236,6 +235,7 @@ class Call:
         snapshot = continuity.snapshot
         if snapshot.stream_count:
             self.note(Note("call_resumed", {"why": snapshot.ended_as}))
+            self.start_task(self._warm_transfers().adopt(), "warm transfer")
         if plan.greeting is not None:
             route = replace(route, greeting=plan.greeting)
         rules = rules_for(
@@ -283,6 +283,8 @@ class Call:
         live, continuity = self._live, self._continuity
         if live and continuity:
             self._services.quotas.ended(live.call_sid, goes_on=continuity.has_moved)
+            if self._warm:
+                self._warm.call_ended(self._ending, goes_on=continuity.may_go_on)
         await self._store_next_step_and_close()
         if live and continuity:
             self._report_end(live, continuity, seconds)
@@ -449,16 +451,7 @@ class Call:
         self._actions.tones = (route.tone_ms, route.tone_gap_ms)
         self._live = live
         self._notes.begin(self._log, live, listeners)
-        self._continuity = continuity = Continuity(
-            services,
-            live,
-            route,
-            self._conversation,
-            self._leg.capabilities,
-            self._connected_at,
-            lambda: self._ending,
-            self.start_task,
-        )
+        self._continuity = continuity = self._continuity_of(live)
         continuity.register()
         if facts.direction == "inbound":
             services.quotas.began(sid, facts.theirs)
@@ -469,6 +462,34 @@ class Call:
             return
         prepare = partial(self._prepare_session, live, approvals, continuity)
         self.start_task(self._agent.run(live, approvals, self._log, prepare), "agent")
+
+    def _continuity_of(self, live: LiveCall) -> Continuity:
+        return Continuity(
+            self._services,
+            live,
+            self._route,
+            self._conversation,
+            self._leg.capabilities,
+            self._connected_at,
+            lambda: self._ending,
+            self.start_task,
+        )
+
+    def _warm_transfers(self) -> WarmTransfers:
+        """Made when it is first needed: most calls have no warm transfer."""
+        assert self._live and self._continuity, "only a call that is known has some"
+        if self._warm is None:
+            parts = CallParts(
+                self._live,
+                self._continuity,
+                self._route.language or "",
+                self.feed,
+                self.note,
+                self.start_task,
+                self._actions.join,
+            )
+            self._warm = WarmTransfers(self._services, parts)
+        return self._warm
 
     def _continue_on(self, stream_sid: str) -> None:
         """The caller has returned on a new stream."""
@@ -487,6 +508,14 @@ class Call:
         if not sid:
             self._unnamed_tasks.append(task)
         return task
+
+    def _new_trace(self, now: float) -> Trace | None:
+        """None: the operator keeps no traces."""
+        services = self._services
+        if not services.record_dir:
+            return None
+        capabilities = self._leg.capabilities
+        return Trace(now, self._trace_lost, services.bounds, capabilities)
 
     def _trace_lost(self, why: str) -> None:
         kind = LOSSES.get(why, "error")

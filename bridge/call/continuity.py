@@ -7,7 +7,7 @@ again and again (checkpoint.py); and, when the leg has ended, the next step of t
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from bridge.agent.live import BadRequest, LiveCall, Message, Transfer
 from bridge.app.routes import Route
@@ -43,6 +43,14 @@ RESUMABLE_ENDS = frozenset({("bridge", "handed_over"), ("caller", "connection_lo
 NO_APOLOGY_ENDS = frozenset({"silent", "longest", "cost", "machine"})
 """Reasons of the bridge's own ends that need no apology: the agent was asked to say
 goodbye, or no caller is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Transfer):
+    """A warm transfer that the person has accepted: the caller joins the conference in
+    which the person waits."""
+
+    transfer_id: str = ""
 
 
 class Continuity:
@@ -165,6 +173,9 @@ class Continuity:
         if self._transfers >= MAX_TRANSFERS:
             raise BadRequest(f"a call can be transferred {MAX_TRANSFERS} times at most")
 
+    def count_transfer(self) -> None:
+        self._transfers += 1
+
     async def plan_sentence(self) -> None:
         """The stream is about to be left: makes Twilio say a sentence before the next
         one."""
@@ -220,7 +231,8 @@ class Continuity:
             if ending.why == TAKEN_OVER:
                 self._checkpoint.leave()
             elif step and step.then is Then.TRANSFER:
-                self._transfers = self.snapshot.transfer_count + 1
+                if not step.warm:
+                    self.count_transfer()
                 await self._checkpoint.keep_last(RETURN_SECONDS)
             elif step and step.then is Then.RESUME:
                 await self._checkpoint.keep_last()
@@ -250,6 +262,7 @@ class Continuity:
                 digits=target.digits,
                 whisper=target.whisper,
                 accept=target.accept,
+                warm=target.transfer_id if isinstance(target, Joined) else "",
             )
         if by == "agent" or why in NO_APOLOGY_ENDS:
             return NextStep(Then.HANG_UP)
@@ -257,6 +270,12 @@ class Continuity:
         # apology, not silence.
         number = self._services.fallback_of(route)
         return NextStep(Then.SORRY, number, language=language, text=route.sorry or "")
+
+    @property
+    def may_go_on(self) -> bool:
+        """The call has ended here, and may go on with a later stream."""
+        by, why = self._ending().by, self._ending().why
+        return self.has_moved or (by, why) in RESUMABLE_ENDS
 
     @property
     def has_moved(self) -> bool:

@@ -211,7 +211,7 @@ class SessionCheck:
     async def hang_up(self) -> bool:
         raise CallOver
 
-    async def transfer(self, transfer: Transfer) -> bool:
+    async def transfer(self, transfer: Transfer, summary: str) -> bool:
         raise CallOver
 
     async def send_digits(self, digits: str) -> bool:

@@ -19,7 +19,7 @@ from bridge.cli.terminal import local_url, out, run
 from bridge.privacy.log_scrubber import LogScrubber
 
 if TYPE_CHECKING:
-    from bridge.app.configuration import Configuration
+    from bridge.app.configuration import FoundConfiguration
     from bridge.app.startup import UserCode
     from bridge.call import dial_check
 
@@ -97,7 +97,7 @@ def _report(environ: Mapping[str, str], dial: bool, static: bool) -> Report:
     return report
 
 
-async def _look_around(it: "Configuration") -> tuple[list[Finding], list[Finding]]:
+async def _look_around(it: "FoundConfiguration") -> tuple[list[Finding], list[Finding]]:
     """What only a running process can find out: about agents, about the machine."""
     from bridge.agent.user_code import protected_loop
     from bridge.app.machine_check import check_machine
@@ -113,7 +113,7 @@ async def _look_around(it: "Configuration") -> tuple[list[Finding], list[Finding
     return agents, machine
 
 
-def _dial_findings(it: "Configuration") -> list[Finding]:
+def _dial_findings(it: "FoundConfiguration") -> list[Finding]:
     """What the model's server says to the agent of each route."""
     from bridge.model.local_mcp import McpUnavailable
 

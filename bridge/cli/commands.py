@@ -43,7 +43,7 @@ from bridge.telemetry import log, output
 # The SDK is imported only where it is needed, because that takes two seconds. So a
 # mistake in a variable is reported at once.
 if TYPE_CHECKING:
-    from bridge.app.configuration import Configuration
+    from bridge.app.configuration import FoundConfiguration
     from bridge.app.startup import UserCode
     from bridge.fleet import Registry
     from bridge.records.report import CallReport
@@ -148,11 +148,17 @@ def serve(agent: AgentOption = None, reload: ReloadOption = False) -> None:
     log.log_crashes()
     if danger:
         structlog.get_logger().warning("insecure_with_model_key", text=danger[0])
-    for finding in findings:
-        event = "routes" if finding.name == "BRIDGE_ROUTES" else "setting"
-        named = {} if event == "routes" else {"name": finding.name}
-        structlog.get_logger().warning(event, **named, text=str(finding))
+    _log_findings(findings)
     run(_serve(conf, user_code, lost_lines))
+
+
+def _log_findings(findings: list[Finding]) -> None:
+    for finding in findings:
+        if finding.name == "BRIDGE_ROUTES":
+            structlog.get_logger().warning("routes", text=str(finding))
+        else:
+            named = {"name": finding.name, "text": str(finding)}
+            structlog.get_logger().warning("setting", **named)
 
 
 def _serve_again(conf: Settings, agent: str | None) -> None:
@@ -542,7 +548,7 @@ def _restore_signal_handlers() -> None:
         loop.remove_signal_handler(number)
 
 
-def _configuration(environ: dict[str, str]) -> "Configuration":
+def _configuration(environ: dict[str, str]) -> "FoundConfiguration":
     with _no_garbage_collection():
         from bridge.app.configuration import read_configuration
     return read_configuration(settings.read(environ))

@@ -10,7 +10,7 @@ from collections import deque
 from bridge.audio import g711
 from bridge.core import realtime_requests
 from bridge.core.commands import Command, Note, ToModel, limit_hit, protocol_error
-from bridge.core.kept_audio import KeptAudio
+from bridge.core.kept_audio import KeptAudio, decoded
 from bridge.core.limits import Bounds
 from bridge.core.sessions import Sessions
 from bridge.core.turn_watch import QUIET_LEVEL, TurnWatch
@@ -22,8 +22,9 @@ hangs is noticed only after some seconds, whose audio it did not process."""
 RESEND_SPEECH_MS = 45_000
 """The same while the caller speaks: a turn must be sent again from its beginning."""
 
-UNTRANSCRIBED_BYTES = 60 * 8000
-"""Audio kept of all turns without a transcript (yet): one minute."""
+UNTRANSCRIBED_CHARS = 60 * 50 * 216
+"""Audio kept of all turns without a transcript (yet), as base64: one minute. A frame of
+20 ms has 216 characters."""
 
 MAX_UNTRANSCRIBED = 256
 """Most turns kept without a transcript: a server may report empty turns."""
@@ -110,8 +111,8 @@ class CallerAudio:
         self._resent_ms = 0.0
         """Audio of this turn that was sent to a second session; a third one may need
         it, too."""
-        self._untranscribed: dict[str, bytes] = {}
-        """Item id -> mu-law of turns without a transcript."""
+        self._untranscribed: dict[str, str] = {}
+        """Item id -> payloads of turns without a transcript."""
         self._awaited: set[str] = set()
         """Turns of which the session in use may still send the transcript."""
         self.server_transcribes = False
@@ -171,15 +172,15 @@ class CallerAudio:
         if self.speaking:  # speech_stopped has not come
             self.speaking = False
             self.watch.ended()
-        audio_bytes = self._turn.take(self._resend_ms)
+        payloads = self._turn.take_text()
         self._forget_turn()
         if not item_id:
             return  # no event can name it
-        self._untranscribed[item_id] = audio_bytes[-UNTRANSCRIBED_BYTES:]
+        self._untranscribed[item_id] = payloads
         self._awaited = (self._awaited | {item_id}) & self._untranscribed.keys()
         while (
             len(self._untranscribed) > MAX_UNTRANSCRIBED
-            or sum(map(len, self._untranscribed.values())) > UNTRANSCRIBED_BYTES
+            or sum(map(len, self._untranscribed.values())) > UNTRANSCRIBED_CHARS
         ):
             del self._untranscribed[next(iter(self._untranscribed))]
 
@@ -204,7 +205,7 @@ class CallerAudio:
 
     def turn_audio(self, item_id: str) -> bytes:
         """Mu-law of a turn without a transcript; empty if there is none."""
-        return self._untranscribed.get(item_id, b"")
+        return decoded(self._untranscribed.get(item_id, ""))
 
     def model_lost(self) -> None:
         """There is no session from now on: the audio that is held follows the audio

@@ -46,7 +46,7 @@ from bridge.core.playback import Playback
 from bridge.core.realtime_events import AudioDelta, KnownEvent, TranscriptDelta
 from bridge.core.rules import Rules
 from bridge.core.stream_presence import START_SECONDS
-from bridge.core.twilio_messages import Media
+from bridge.core.twilio_messages import Inbound, Mark, Media
 
 LATE_SECONDS = 9.0
 """A response without progress for this long is requested from another session: no model
@@ -173,11 +173,10 @@ class Conversation:
     def handle(self, given: Input, now: float) -> list[Command]:
         """Takes one input; returns the commands that follow from it, in order."""
         if isinstance(given, FromPhone):
-            # Not a mark: with the last one, the time of silence may begin. Not the
-            # first frame after a stall: the next stall may begin.
-            self.keeps_deadline = (
-                isinstance(given.message, Media) and not self._call.caller.stalled_ms
-            )
+            if not isinstance(given.message, Media):
+                return self._from_phone(given.message, now)
+            # Not the first frame after a stall: the next stall may begin.
+            self.keeps_deadline = not self._call.caller.stalled_ms
             return self._phone.handle(given.message, now) if self._phone else []
         self.keeps_deadline = False
         if self._call.ended:
@@ -194,6 +193,16 @@ class Conversation:
                 return commands  # nothing can end
             return commands + self._call.changed(now)
         return self._act(given, now) + self._call.changed(now)
+
+    def _from_phone(self, message: Inbound, now: float) -> list[Command]:
+        """A message that is not the caller's audio."""
+        phone, self.keeps_deadline = self._phone, False
+        if phone is None:
+            return []
+        commands = phone.handle(message, now)
+        # Not the last mark of the speech: the time of silence may begin.
+        self.keeps_deadline = isinstance(message, Mark) and phone.still_plays(commands)
+        return commands
 
     def _is_only_speech(self, event: KnownEvent, commands: list[Command]) -> bool:
         """The event, a piece of the agent's speech, led to messages for the caller and

@@ -56,15 +56,19 @@ class KeptAudio:
 
     def take(self, ms: float) -> bytes:
         """The newest `ms` as mu-law. Nothing is kept any more."""
+        return decoded(self.take_text())[-int(ms * g711.BYTES_PER_MS) :]
+
+    def take_text(self) -> str:
+        """All that is kept, for `decoded`. Nothing is kept any more."""
         text = "".join([*(part for part, _ in self._parts), *self._new])
         self.clear()
-        return g711.sound(_PAYLOAD.findall(text))[-int(ms * g711.BYTES_PER_MS) :]
+        return text
 
     def newest(self, ms: int) -> Iterator[bytes]:
         """Mu-law in pieces of at most `ms`, the newest first."""
         size = ms * g711.BYTES_PER_MS
         for part in ("".join(self._new), *(part for part, _ in reversed(self._parts))):
-            sound = g711.sound(_PAYLOAD.findall(part))
+            sound = decoded(part)
             for end in range(len(sound), 0, -size):
                 yield sound[max(end - size, 0) : end]
 
@@ -72,3 +76,8 @@ class KeptAudio:
         self._new.clear()
         self._parts.clear()
         self._ms, self._chars = 0.0, 0
+
+
+def decoded(text: str) -> bytes:
+    """The mu-law of payloads that follow each other."""
+    return g711.sound(_PAYLOAD.findall(text))

@@ -78,6 +78,8 @@ class PhoneSide:
                 commands = self._speech.mark_echoed(mark.name, now)
                 if commands is None:
                     return [protocol_error("caller", "unknown mark")]
+                if self.still_plays(commands):
+                    return commands
                 return commands + self._call.changed(now)
             case twilio_messages.Dtmf(dtmf=dtmf):
                 return self._interruptions.key_pressed(
@@ -85,6 +87,11 @@ class PhoneSide:
                 ) + self._call.changed(now)
             case _:  # Stop
                 return self._call.end("caller", "hung_up", now)
+
+    def still_plays(self, commands: list[Command]) -> bool:
+        """A mark has led to these commands. True: it was a mark within the agent's
+        speech, after which nothing is heard, or owed, that was not before."""
+        return not commands and self._speech.queued
 
     def misread(self, reason: str) -> list[Command]:
         """A message of the caller is unreadable."""

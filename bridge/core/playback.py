@@ -235,6 +235,8 @@ class Playback:
         self.round_trip = math.inf
         """The shortest round trip of a mark seen so far, in seconds."""
         self._marks: deque[SentMark] = deque(maxlen=MAX_PENDING_MARKS)
+        self._fences = 0
+        """Fences that have not come back. (More, if one was dropped from `_marks`.)"""
         self._spans: deque[Span] = deque()
         self._tallies: dict[Key, Tally] = {}
         self._origin: Window | None = None
@@ -285,6 +287,7 @@ class Playback:
         """The mark to send right behind a `clear`: its echo dates the clear."""
         name = self._new_mark(now, starts=True)
         self._marks[-1].fence = True
+        self._fences += 1
         self._queue_ends = now
         return name
 
@@ -296,7 +299,8 @@ class Playback:
         if all(mark.name != name for mark in self._marks):
             return None
         while (mark := self._marks.popleft()).name != name:
-            pass
+            self._fences -= mark.fence
+        self._fences -= mark.fence
         moment = self.clock.read(now)
         if mark.starts or mark.fence:
             if moment.is_wide:
@@ -307,7 +311,7 @@ class Playback:
                 self.round_trip = min(self.round_trip, now - mark.sent_at)
         if mark.fence:
             self._settle_clear(mark, moment)
-        elif self._may_be_flushed(moment):
+        elif self._fences and self._may_be_flushed(moment):
             self._undecided.append((mark, moment))
         elif mark.position >= self.played:
             self._was_played(mark, moment)
@@ -438,11 +442,8 @@ class Playback:
 
     def _may_be_flushed(self, moment: Window) -> bool:
         """A clear whose fence is not back may have taken effect before this moment."""
-        for mark in self._marks:
-            if mark.fence:
-                sent = self.clock.guess(mark.sent_at)
-                return moment.latest + CLEARLY_EARLY_MS > sent
-        return False
+        sent = (self.clock.guess(it.sent_at) for it in self._marks if it.fence)
+        return moment.latest + CLEARLY_EARLY_MS > next(sent, math.inf)
 
     def _echoed_at_once(self, sent_at: float) -> float:
         """Twilio's time (ms) at which a message sent at `sent_at` arrives there, if
@@ -532,9 +533,7 @@ class Playback:
     def _played_at(self, position: int) -> float:
         """When a byte was played, in ms of Twilio's clock."""
         origin = self._origin or self._expected_origin()
-        if origin is None:
-            return self.clock.end_ms
-        return origin.latest + position / BYTES_PER_MS
+        return origin.latest + position / BYTES_PER_MS if origin else self.clock.end_ms
 
     def _expected_origin(self) -> Window | None:
         """The origin, if the start mark that has not come back, or is not decided, was

@@ -77,8 +77,9 @@ class TurnWatch:
         """The server ends a turn now. True: it is more of one that the bridge had
         ended, so it needs a response of its own. `committed`: the server has taken that
         end."""
-        spoke = self.goes_on or (committed and not self.is_quiet(math.inf))
-        return self._ended_by_bridge and spoke
+        if not self._ended_by_bridge:
+            return False  # as a rule; to hear the whole turn takes a while
+        return self.goes_on or (committed and not self.is_quiet(math.inf))
 
     def response_waits(self, now: float) -> None:
         """A response is owed, and waits for the end of the turn."""

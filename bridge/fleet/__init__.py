@@ -42,6 +42,9 @@ class NextStep:
     whisper: str = ""
     accept: bool = False
     """Of a TRANSFER: see bridge.agent.live.Transfer."""
+    warm: str = ""
+    """Of a TRANSFER: id of the warm transfer whose conference the caller joins; empty:
+    `number` is dialled. An instance of version 0.5 or older dials it."""
 
     @property
     def seconds(self) -> float:

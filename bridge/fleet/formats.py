@@ -127,11 +127,18 @@ class _FormatHead(msgspec.Struct):
 def encode(value: Any, format: int) -> bytes:
     """`value` (a struct or a dataclass) as JSON object that an instance of the given
     fleet format reads."""
-    kind, text = type(value).__name__, msgspec.json.encode(value)
+    kind, text = type(value).__name__, msgspec.json.encode(value, enc_hook=_plain)
     changed = CHANGED_IN.get(kind, 1)
     if format < changed:
         return _with_fields(text, format, RENAMED_FIELDS.get(kind, {}))
     return b'{"format":%d,' % changed + text[1:]
+
+
+def _plain(value: object) -> str:
+    """A subclass of str, such as a phone number: msgspec does not encode one."""
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"objects of type {type(value).__name__} cannot be stored")
 
 
 def announcement(load: Any) -> bytes:

@@ -13,21 +13,6 @@ from bridge.http.webhook_fields import Webhook
 MAX_MESSAGE_CHARS = 200
 """Longest text of Twilio about a failed leg in a log line and a report."""
 
-RETURNED = (
-    "You tried to put the caller through, but {reason}. The caller is back with you: "
-    "tell them in one sentence and ask how else you can help."
-)
-REASONS = {
-    "busy": "the line is busy",
-    "no-answer": "nobody answered",
-    "canceled": "nobody took the call",
-}
-UNREACHABLE = (
-    "the call could not be connected: that number cannot be reached at the moment"
-)
-"""For `failed`, and for a status that is not known. The person who is told needs no
-code."""
-
 _CODE = re.compile("[0-9]{3,6}")
 _NAMED = re.compile(r"(?i:sips?|client|whatsapp|tel):\S+|\+?\d[\d ().-]{5,}\d")
 """A number or an address in a text of Twilio."""
@@ -48,8 +33,7 @@ def shown_number(webhook: Webhook, outbound_number: str) -> str | None:
 
 def failed_transfer(webhook: Webhook, status: str) -> FailedTransfer:
     """What Twilio says about a leg that was not answered."""
-    codes = (webhook.text("ErrorCode"), webhook.text("DialSipResponseCode"))
-    error, sip = (it if _CODE.fullmatch(it) else "" for it in codes)
+    error, sip = (code_of(webhook, it) for it in ("ErrorCode", "DialSipResponseCode"))
     message = webhook.text("ErrorMessage")
     if not message.isprintable():
         message = ""
@@ -57,6 +41,7 @@ def failed_transfer(webhook: Webhook, status: str) -> FailedTransfer:
     return FailedTransfer(status, error, sip, message[:MAX_MESSAGE_CHARS])
 
 
-def instruction(status: str) -> str:
-    """What the agent is told when the caller comes back."""
-    return RETURNED.format(reason=REASONS.get(status, UNREACHABLE))
+def code_of(webhook: Webhook, name: str) -> str:
+    """The code in this field; empty if it is none."""
+    code = webhook.text(name)
+    return code if _CODE.fullmatch(code) else ""

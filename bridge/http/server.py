@@ -22,6 +22,7 @@ from bridge.app.services import Services
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode, start_services
 from bridge.app.twilio_api import RestAccess, TwilioApi
+from bridge.app.warm_calls import WarmCalls
 from bridge.call.call import Call
 from bridge.call.media_leg import MediaLeg
 from bridge.call.stream import IdentifiedPhone
@@ -257,6 +258,10 @@ class Server:
     @property
     def metrics(self) -> Metrics:
         return self._services.metrics
+
+    @property
+    def warm_calls(self) -> WarmCalls | None:
+        return self._services.warm_calls
 
     @property
     def registry(self) -> Registry:

@@ -17,6 +17,7 @@ from twilio.request_validator import (  # type: ignore[import-untyped]
 import twiml
 from bridge.app.services import Services
 from bridge.app.settings import Settings
+from bridge.app.warm_calls import OF_CALL
 from bridge.fleet.ignored import Ignored
 from bridge.fleet.plan import PLAN_SECONDS
 from bridge.http.attempts import take_attempt
@@ -33,7 +34,7 @@ from bridge.http.webhook_fields import (
     misdivided,
     read_body,
 )
-from bridge.http.webhook_urls import BY_GET, DIALLED, OF_CALL, ONCE, url
+from bridge.http.webhook_urls import BY_GET, EXPECTED, ONCE, url
 
 log = structlog.get_logger()
 
@@ -44,7 +45,15 @@ would hear nothing."""
 DOCUMENTS = frozenset({"/voice", "/voice/next"})
 """Paths whose answer says what a caller hears."""
 
-SCREENS = frozenset({"/voice/whisper", "/voice/accept"})
+SCREENS = frozenset(
+    {
+        "/voice/whisper",
+        "/voice/accept",
+        "/voice/warm",
+        "/voice/warm/answer",
+        "/warm-status",
+    }
+)
 """Paths whose query names a call, besides the one of the webhook."""
 
 _ORIGIN = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?", re.ASCII)
@@ -147,7 +156,7 @@ class SignedRequests:
             accounts = self._settings.account_sids
             if accounts and form.get("AccountSid") not in accounts:
                 raise self._refused(path, "account", "AccountSid is of another account")
-            required = [] if DIALLED not in request.query else ["DialCallStatus"]
+            required = [it for name, it in EXPECTED.items() if name in request.query]
             if wrong := misdivided(path, request.raw_path, form, *required):
                 log.warning("webhook_refused", path=path, why=wrong)
                 self._services.metrics.refused("fields")

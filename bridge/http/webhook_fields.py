@@ -69,7 +69,10 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "/voice/next": ("From", "To"),
     "/voice/whisper": ("From", "To"),
     "/voice/accept": ("From", "To", "Digits"),
+    "/voice/warm": ("From", "To"),
+    "/voice/warm/answer": ("From", "To"),
     "/call-status": ("CallStatus", "From", "To"),
+    "/warm-status": ("CallStatus", "From", "To"),
     "/amd-status": ("AnsweredBy",),
     "/stream-status": ("StreamEvent", "StreamSid"),
 }

@@ -4,7 +4,6 @@ They decide what Twilio does with a new call, and with a call whose stream or tr
 has ended. They know no sockets; the CallDirectory knows the instance's calls.
 """
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
@@ -24,18 +23,21 @@ from bridge.app.overflow import RETURNING, WAITING, Overflow, QueuePlace
 from bridge.app.routes import Route
 from bridge.app.services import Services, moment_text
 from bridge.app.settings import Settings
+from bridge.app.warm_calls import OF_CALL, WARM
 from bridge.call.continuity import RETURN_SECONDS
+from bridge.core.transfers import FailedTransfer, instruction
 from bridge.fleet import ONE_MOMENT, NextStep, Then, formats
 from bridge.fleet.plan import PLAN_SECONDS, Plan
 from bridge.fleet.snapshot import CallSnapshot
 from bridge.http.attempts import take_attempt
-from bridge.http.dials import failed_transfer, instruction, shown_number
+from bridge.http.dials import failed_transfer, shown_number
 from bridge.http.parameters import is_outbound, stream_parameters, to_carry
 from bridge.http.signature import websocket_origin
 from bridge.http.status_webhooks import CallDirectory, StatusWebhooks
 from bridge.http.tickets import PATH, Tickets
+from bridge.http.warm_webhooks import WarmWebhooks
 from bridge.http.webhook_fields import Webhook
-from bridge.http.webhook_urls import DIALLED, OF_CALL, next_url, screen_url, url
+from bridge.http.webhook_urls import DIALLED, next_url, screen_url, url
 
 log = structlog.get_logger()
 
@@ -94,6 +96,7 @@ class Webhooks:
         self._tickets = tickets
         self._outbound = outbound
         self._statuses = StatusWebhooks(services, directory, outbound)
+        self._warm = WarmWebhooks(services)
         self._overflow = Overflow(
             settings.when_full, settings.queue_seconds, services.fallback_number
         )
@@ -105,6 +108,7 @@ class Webhooks:
             "/voice/next": self._voice_next,
             "/voice/whisper": self._whisper,
             "/voice/accept": self._accept,
+            **self._warm.answers(),
             **self._statuses.answers(),
         }
 
@@ -271,17 +275,22 @@ class Webhooks:
         )
 
     async def _voice_next(self, webhook: Webhook) -> web.Response:
-        """`/voice/next`: the stream or a transfer has ended, and the caller is still
-        there."""
+        """`/voice/next`: the stream or a transfer has ended, the caller is there."""
         call_sid = webhook.call_sid
         if dialled := webhook.text("DialCallStatus"):
             return await self._after_transfer(webhook, dialled)
         step = await self._registry.next_step(call_sid)
-        if AFTER_TRANSFER in webhook.query and step and step.then is Then.TRANSFER:
-            step = None  # the transfer was tried; the stream after it failed
+        if step and step.then is Then.TRANSFER and await self._was_tried(webhook):
+            step = None
         self._directory.next_step_requested(call_sid)
         if self._registry.shared:
             await self._registry.publish(call_sid, NEXT_STEP_REQUESTED)
+        joins = await self._warm.joins(webhook, step)
+        if isinstance(joins, FailedTransfer):
+            return await self._return_to_agent(webhook, joins)
+        if joins is not None:
+            log.info("next_step_sent", call_sid=call_sid, step=Then.TRANSFER.value)
+            return _twiml(joins)
         if step is None or step.then is Then.RESUME:
             stored = await self._registry.get(f"snapshot:{call_sid}")
             if step is None and stored is not None:
@@ -296,6 +305,15 @@ class Webhooks:
                 return await self._retry_first_stream(webhook, parameters)
             return await self._resume_call(webhook, parameters, moved)
         return self._respond(webhook, step, {})
+
+    async def _was_tried(self, webhook: Webhook) -> bool:
+        """The transfer that is the next step has failed, and so has the stream after
+        it: no stream has stored another snapshot since."""
+        if AFTER_TRANSFER not in webhook.query:
+            return False
+        stored = await self._registry.get(f"snapshot:{webhook.call_sid}")
+        snapshot = CallSnapshot.read(stored)
+        return bool(snapshot.instruction) or not snapshot.stream_count
 
     def _stream_parameters(self, webhook: Webhook) -> dict[str, str]:
         return stream_parameters(webhook, self._settings.parameters)
@@ -447,18 +465,31 @@ class Webhooks:
     async def _after_transfer(self, webhook: Webhook, dialled: str) -> web.Response:
         """A transfer has ended. If the other phone did not answer, the caller returns
         to the agent, and the agent gets a message about it."""
+        if WARM in webhook.query and dialled in ANSWERED:
+            # The one in the conference may have left before the caller came.
+            failed = await self._warm.after_conference(webhook)
+        else:
+            if dialled in ANSWERED and webhook.text("DialBridged") == "false":
+                dialled = "canceled"  # a person or a mailbox answered, not accepted
+            failed = None if dialled in ANSWERED else failed_transfer(webhook, dialled)
+        if failed is not None:
+            return await self._return_to_agent(webhook, failed)
+        call_sid = webhook.call_sid
+        log.info("transfer_ended", call_sid=call_sid, status=dialled)
+        await self._registry.delete(f"snapshot:{call_sid}")
+        return _twiml(twiml.hang_up())
+
+    async def _return_to_agent(
+        self, webhook: Webhook, failed: FailedTransfer
+    ) -> web.Response:
+        """Nobody has taken the call: a new stream, on which the agent is told why."""
         call_sid, registry = webhook.call_sid, self._registry
-        if dialled in ANSWERED and webhook.text("DialBridged") == "false":
-            dialled = "canceled"  # a person or a mailbox has answered, and not accepted
-        failed = None if dialled in ANSWERED else failed_transfer(webhook, dialled)
         # The texts of Twilio, which contain no number.
-        details = msgspec.structs.asdict(failed) if failed else {"status": dialled}
+        details = msgspec.structs.asdict(failed)
         shown = {key: text for key, text in details.items() if text}
-        level = logging.WARNING if failed else logging.INFO
-        log.log(level, "transfer_ended", call_sid=call_sid, **shown)
+        log.warning("transfer_ended", call_sid=call_sid, **shown)
         stored = await registry.get(f"snapshot:{call_sid}")
-        if failed is None or stored is None:
-            await registry.delete(f"snapshot:{call_sid}")
+        if stored is None:
             return _twiml(twiml.hang_up())
         if self._services.fallback.on:
             await registry.delete(f"snapshot:{call_sid}")
@@ -468,7 +499,7 @@ class Webhooks:
         if snapshot := formats.read(stored, CallSnapshot):
             snapshot = msgspec.structs.replace(
                 snapshot,
-                instruction=instruction(dialled),
+                instruction=instruction(failed.status),
                 failed_transfers=(*snapshot.failed_transfers, failed),
             )
             encoded = snapshot.encoded(registry.format())

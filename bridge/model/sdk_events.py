@@ -8,6 +8,7 @@ the SDK gets their end from here.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import get_args
 
 import msgspec
 
@@ -31,6 +32,31 @@ new session with these ids are hidden from the SDK."""
 MAX_OPEN = 64
 """Limit of responses that are in progress for the SDK; normally there is one."""
 
+UNREAD = frozenset(
+    {
+        "conversation.item.done",
+        "conversation.item.input_audio_transcription.delta",
+        "conversation.item.input_audio_transcription.failed",
+        "input_audio_buffer.committed",
+        "input_audio_buffer.speech_stopped",
+        "rate_limits.updated",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_audio_transcript.done",
+    }
+)
+"""Types of events that the SDK reads only to make raw events of them: a third of all
+events but audio. It validates each, which costs more than all that the call does with
+it."""
+
+_UNREAD_KINDS = tuple(
+    kind
+    for kind in get_args(realtime_events.KnownEvent)
+    if kind.__struct_config__.tag in UNREAD
+)
+
 
 class SdkEvents:
     """A bounded queue, read by the SDK with `async for`."""
@@ -39,11 +65,14 @@ class SdkEvents:
         self,
         on_interrupted: Callable[[str, int], Awaitable[None]],
         on_stuck: Callable[[str], None],
+        wants_raw: Callable[[], bool] = lambda: True,
     ) -> None:
         """`on_interrupted` is called when the SDK has read all events before the
-        interruption; `on_stuck` with the reason when the SDK reads too slowly."""
+        interruption; `on_stuck` with the reason when the SDK reads too slowly.
+        `wants_raw`: whether anybody listens to the SDK's raw events."""
         self._on_interrupted = on_interrupted
         self._on_stuck = on_stuck
+        self._wants_raw = wants_raw
         self._waiting: asyncio.Queue[str | tuple[str, int] | None] = asyncio.Queue()
         self._chars = 0
         self._read = 0
@@ -57,6 +86,14 @@ class SdkEvents:
         self.began = False
         """The SDK has seen a `session.created`; later ones are hidden from it."""
         self._closed = False
+
+    def wants(self, event: realtime_events.ServerEvent) -> bool:
+        """Whether something follows from the event in the SDK."""
+        if isinstance(event, realtime_events.Other):
+            unread = event.type in UNREAD
+        else:
+            unread = isinstance(event, _UNREAD_KINDS)
+        return not unread or self._wants_raw()
 
     def put(self, event: realtime_events.ServerEvent, text: str) -> None:
         """Queues an event, unless it repeats what an earlier session has sent."""

@@ -128,6 +128,11 @@ class PhoneModel(OpenAIRealtimeWebSocketModel):
         self._interrupt = interrupt
         self._take = take
 
+    @property
+    def has_other_listeners(self) -> bool:
+        """User code listens to the model itself, not only to its session."""
+        return any(not isinstance(it, RealtimeSession) for it in self._listeners)
+
     async def connect(self, options: RealtimeModelConfig) -> None:
         settings = options.get("initial_model_settings", {})
         await super().connect(

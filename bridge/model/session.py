@@ -217,6 +217,7 @@ class AgentSession:
             self._configured,
         )
         self._configurations = Configurations(self._configuration_refused)
+        self._wants_raw = partial(live.is_listened_to, "raw_model_event")
 
     async def run(self) -> None:
         """Opens the session and hands its events on until it is closed.
@@ -244,7 +245,7 @@ class AgentSession:
                 watch=self._owner,
                 call_sid=live.call_sid,
                 tools=plan.tools,
-                wants_raw=partial(live.is_listened_to, "raw_model_event"),
+                wants_raw=self._wants_raw,
             )
             live.session, live.agent_name = session, agent.name
             try:
@@ -428,6 +429,7 @@ class AgentSession:
             watch=ServerWatch(
                 self._configurations.refused, self._answered_without_words
             ),
+            wants_raw=lambda: self._wants_raw() or self._model.has_other_listeners,
         )
         self.post = self._wire.post
         self._wire.dial(FIRST_CONNECTION, 0.0)

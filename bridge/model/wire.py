@@ -37,7 +37,8 @@ A model generates ten times faster than real time: 200 events and, as PCM, 1 MB 
 second. An answer of ten minutes sent at once has 6,000 events and 40 MB."""
 
 SHORT_CHARS = 1000
-"""Transcript deltas, most of the events that are no audio, are shorter than this."""
+"""A shorter event cannot have MAX_PARTS, so it is not decoded to count them. Nearly all
+events of a call that are no audio are shorter."""
 
 MAX_PARTS = 5000
 """Limit of list elements in one event: the SDK blocks all calls for up to
@@ -53,10 +54,6 @@ SPARSE_CHARS = 16_000
 MAX_TOKENS = 40_000
 """Limit of lists, objects and elements of an event that is decoded: all calls wait for
 it, up to 2 us for each. A session with 128 tools has up to ten thousand."""
-
-SMALL_EVENT_CHARS = 1000
-"""A transcript delta below this size cannot have MAX_PARTS, and is not searched for
-them: such deltas are most of the events of a call that are not audio."""
 
 LOST_AS = {Why.CLOSED: "closed", Why.STUCK: "stuck"}
 """Ends of a socket that are reported to the core under a name of their own."""
@@ -266,11 +263,13 @@ class Wire:
         sets_format: bool = True,
         ready_on: str = "session.updated",
         watch: "ServerWatch | None" = None,
+        wants_raw: Callable[[], bool] = lambda: True,
     ) -> None:
         """`on_left` is called after the bridge has left a connection, and after one was
         lost (after `on_lost`). `on_lost`: called in place of `owner.model_lost`.
         `transcoder`: for a model without mu-law. `sets_format` False: the audio does
-        not pass here. `ready_on`: the event that makes a session ready."""
+        not pass here. `ready_on`: the event that makes a session ready. `wants_raw`: as
+        in SdkEvents."""
         self._connect = dial
         self._owner = owner
         self._tasks = tasks
@@ -290,14 +289,12 @@ class Wire:
         self._settled: list[str] = []
         """Older session updates, merged; sent to each new session."""
         self._latest: dict[int, Update] = {}
-        """The newest session updates, which the server may still refuse; sent after
-        `_settled`."""
+        """The newest updates, which the server may still refuse; sent after those."""
         self._serial = 0
-        self._sdk_events = SdkEvents(on_interrupted, owner.model_stuck)
+        self._sdk_events = SdkEvents(on_interrupted, owner.model_stuck, wants_raw)
         self._events = MessageRate(EVENTS_PER_SECOND, FLOOD_SECONDS)
         self._chars = MessageRate(CHARS_PER_SECOND, FLOOD_SECONDS)
         self._flood_reported = False
-        """The server has exceeded a rate limit; the owner has been informed."""
         self._closed = False
         self._dialler: asyncio.Task[None] | None = None
 
@@ -451,7 +448,7 @@ class Wire:
             return
         if (
             isinstance(event, realtime_events.TranscriptDelta)
-            and len(text) < SMALL_EVENT_CHARS
+            and len(text) < SHORT_CHARS
         ):
             self._sdk_events.put(event, text)
             return
@@ -463,7 +460,7 @@ class Wire:
             self._has_many_parts()
         elif not self._events.add(parts / PARTS_PER_EVENT, time.monotonic()):
             self._flooded("model_flood")
-        else:
+        elif self._sdk_events.wants(event):
             self._sdk_events.put(event, text)
 
     def connection_lost(self, connection: int, why: str, code: int | None) -> None:
@@ -530,13 +527,16 @@ class Wire:
 
 
 def _parts_of(text: str) -> int | None:
-    """Counts the list elements of an event, up to a little over MAX_PARTS.
+    """Counts the list elements of an event, up to a little over MAX_PARTS; of a short
+    event, an upper bound.
 
     None: Python's JSON parser, which the SDK uses, rejects the text (for example a very
     long number), which would end the SDK's session.
     """
-    if len(text) < SHORT_CHARS and "[" not in text:
-        return 0  # no list, and too short for a number or a depth that Python rejects
+    if len(text) < SHORT_CHARS:
+        # Too short for a number, or for a depth, that Python rejects.
+        lists = text.count("[")
+        return lists and lists + text.count(",")
     try:
         left = [json.loads(text)]
     except (ValueError, RecursionError):

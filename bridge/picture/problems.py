@@ -26,6 +26,9 @@ of the network, twice."""
 GAP_MS = 200.0
 """A pause inside an item that the model did not make is heard as a gap."""
 
+MINOR_GAP_MS = 1000.0
+"""Callers hardly notice a shorter one."""
+
 HOLD_MS = 3000.0
 """A caller's phone that sends no audio for longer is muted or on hold."""
 
@@ -263,7 +266,7 @@ def gaps_in_speech(view: CallView) -> Iterator[CallProblem]:
                     f"The agent's sound stopped for {_s(gap_ms)} at {clock(at_ms)}: "
                     "its audio came too late",
                     "The model sent it too slowly, or the network held it.",
-                    minor=gap_ms < 2 * GAP_MS,
+                    minor=gap_ms < MINOR_GAP_MS,
                 )
 
 

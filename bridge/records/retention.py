@@ -34,7 +34,7 @@ _TRACE_NAME = re.compile(rf"(\w{{0,64}})\.\w{{0,64}}(?:{_SUFFIXES})", re.ASCII)
 
 STORED_NAMES = (
     *("snapshot", "plan", "stream_ended", "status", "final_status", "answered_by"),
-    *("route", "resume_count", "refusal_count", "late_ticket", "account"),
+    *("route", "resume_count", "refusal_count", "late_ticket", "account", "warm"),
 )
 """Names under which the registry may store data of a call: `{name}:{call sid}`."""
 

@@ -25,6 +25,7 @@ import aiohttp
 from websockets.asyncio.client import ClientConnection
 
 from bridge.sim.twilio import markup
+from bridge.sim.twilio.conference import Conferences, Seat
 from bridge.sim.twilio.dial import (
     StreamRefusedError,
     open_socket,
@@ -35,6 +36,7 @@ from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.playout import FRAME_US, Playout
 from bridge.sim.twilio.record import (
     CallRecord,
+    ConferenceVisit,
     DebuggerWarning,
     DialledLeg,
     DialStatus,
@@ -110,7 +112,9 @@ class Caller:
     `dial_error`. A party that answers talks
     for `dial_talk_seconds` and hangs up, if it presses `dial_presses` where the bridge
     asks it to accept. Then Twilio requests the action or executes
-    the next verb.
+    the next verb. At a <Gather> of its own document, the caller presses `presses`.
+
+    `conferences`: those of the account; None: the call is alone in each.
 
     `allow_ws` accepts ws:// stream URLs of any host, which Twilio refuses (31922).
 
@@ -135,6 +139,8 @@ class Caller:
     dial_outcome: DialStatus = "completed"
     dial_error: tuple[int, str] | None = None
     dial_presses: str = ""
+    presses: str = ""
+    conferences: Conferences | None = None
     dial_ring_seconds: float = 0.0
     dial_talk_seconds: float = 0.0
     notice_seconds: float = 0.0
@@ -196,6 +202,7 @@ class PlacedCall:
         self._origins = Origins.of(caller.webhook_url, caller.signed_origin)
         self._tasks = asyncio.TaskGroup()
         self._webhooks: WebhookClient | None = None
+        self._conferences = caller.conferences or Conferences()
         # of the last stream, if no verb followed it
         self._stream_error: str | None = None
         # sockets kept open until the call is over
@@ -343,12 +350,44 @@ class PlacedCall:
                     if action is not None:
                         url = urljoin(answer.url, action)
                         return await self._request_document(url, method, more=result)
+                case markup.TwimlConference(action=action, method=method):
+                    await self._confer(verb)
+                    if action is not None:
+                        more = {"DialCallStatus": "answered"}
+                        url = urljoin(answer.url, action)
+                        return await self._request_document(url, method, more=more)
+                case markup.TwimlGather():
+                    if pressed := await self._gather(verb, answer.url):
+                        return pressed
                 case markup.TwimlReject(reason):
                     record.rejected = reason
                     return None
                 case markup.TwimlHangup():
                     return None
         return None
+
+    async def _gather(
+        self, gather: markup.TwimlGather, base: str
+    ) -> WebhookResponse | None:
+        """None: no key was pressed in time, and the next verb follows."""
+        self._record.said_by_twilio += gather.texts
+        if keys := self._caller.presses:
+            url, more = urljoin(base, gather.action), {"Digits": keys[:1]}
+            return await self._request_document(url, gather.method, more=more)
+        await asyncio.sleep(gather.timeout)
+        return None
+
+    async def _confer(self, noun: markup.TwimlConference) -> None:
+        """In the conference, until it ends or the call leaves it."""
+        runner, visit = self._script_runner, ConferenceVisit(noun.name)
+        self._record.conferences.append(visit)
+        seat = Seat(self._record.call_sid, noun, runner.voice, visit)
+        self._conferences.enter(seat)
+        runner.entered(seat)
+        try:
+            await seat.over.wait()
+        finally:
+            self._conferences.leave(seat)
 
     async def _dial(self, dial: markup.TwimlDial) -> DialledLeg:
         """Ring the number and let both parties talk; the caller may hang up at any

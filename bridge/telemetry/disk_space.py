@@ -110,20 +110,25 @@ async def watched(
         return
     loop, looked, over = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
-    def keep_looking() -> None:
+    def look_first() -> None:
         disk.look()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(looked.set)
+
+    def keep_looking() -> None:
         while not over.wait(every):
             disk.look()
 
-    # A daemon: a disk that hangs must not keep the process from ending.
-    threading.Thread(target=keep_looking, name="disk space", daemon=True).start()
+    # Daemons: a disk that hangs must not keep the process from ending.
+    first = threading.Thread(target=look_first, name="first look", daemon=True)
+    others = threading.Thread(target=keep_looking, name="disk space", daemon=True)
+    first.start()
     try:
         async with asyncio.timeout(FIRST_SECONDS):
             await looked.wait()
     except TimeoutError:
         log.warning("disk_not_measured", why="the disk does not answer")
+    others.start()
     try:
         yield disk
     finally:

@@ -52,6 +52,7 @@ WARN = frozenset(
         "model_error",
         "model_gone",
         "model_lost",
+        "transfer_failed",
         "model_refused",
         "call_resumed",
         "stream_lost",

@@ -824,3 +824,14 @@ def test_a_wrong_redact_value_is_reported(
     [mistake] = mistakes(tmp_path, f"defaults:\n  redact: {written}\n")
 
     assert mistake.startswith(f"2: defaults.{told}")
+
+
+def test_what_a_person_must_press_is_a_boolean(tmp_path: Path) -> None:
+    """Another instance reads it, and to that one a text is no boolean."""
+    path = tmp_path / "routes.yaml"
+    target = "{number: +1 415 555 0100, accept: yes, warm: on}"
+    path.write_text(f"routes:\n  - number: any\n    transfers: {{sales: {target}}}\n")
+
+    sales = routes.load(path).routes[0].transfers["sales"]
+
+    assert sales.accept is True and sales.warm is True

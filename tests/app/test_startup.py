@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from agents import Agent, RunConfig, Runner
 from agents.realtime import RealtimeAgent
+from pydantic import SecretStr
 
 from bridge.app.settings import Settings, SettingsError, load
 from bridge.app.startup import UserCode, load_user_code, start_services
@@ -73,3 +74,28 @@ async def test_a_text_agent_has_the_key_of_a_file(
         await Runner.run(Agent(name="text"), "Hello.", run_config=config)
 
     assert model.keys == ["Bearer sk-the-key-in-a-file"]
+
+
+@pytest.mark.parametrize(
+    "place", ["transfers: {sales: %s}", "keys: {'0': {transfer: %s}}"]
+)
+def test_a_warm_transfer_without_credentials_is_a_mistake(
+    tmp_path: Path, place: str
+) -> None:
+    """The agent would promise a transfer that cannot begin: the message names the
+    settings that are missing."""
+    path = tmp_path / "routes.yaml"
+    target = "{number: +1 415 555 0100, warm: true}"
+    path.write_text(f"routes:\n  - name: warm\n    {place % target}\n")
+    with pytest.raises(SettingsError) as refused:
+        load_user_code(Settings(routes=path))
+
+    [mistake] = refused.value.mistakes
+    assert mistake.place.startswith(f"{path}:") and "`warm`" in mistake.text
+    assert "BRIDGE_PUBLIC_URL, TWILIO_ACCOUNT_SID" in mistake.fix
+    known = {"public_url": "https://a.example", "twilio_account_sid": "AC" + "1" * 32}
+    with pytest.raises(SettingsError, match="TWILIO_AUTH_TOKEN, or TWILIO_API_KEY"):
+        load_user_code(Settings(routes=path, **known))
+    token = SecretStr("a-token-of-the-test")
+    found = load_user_code(Settings(routes=path, twilio_auth_token=token, **known))
+    assert found.routes.routes

@@ -166,3 +166,10 @@ def test_a_character_that_is_no_key_is_an_error() -> None:
     """A slip in the digits is an error, not a wrong number."""
     with pytest.raises(KeyError):
         g711.key_tones("1x")
+
+
+def test_mu_law_as_pcm() -> None:
+    """ITU-T G.711: 0xff and 0x7f are silence, 0x80 and 0x00 the loudest samples."""
+    samples = struct.unpack("<4h", g711.linear(bytes([0xFF, 0x7F, 0x80, 0x00])))
+
+    assert samples == (0, 0, 32124, -32124)

@@ -25,6 +25,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from bridge.cli.terminal import loop_factory
 from bridge.sim import load, load_report
 from bridge.sim.load_progress import LoadProgress
 from bridge.sim.load_report import LoadReport
@@ -195,10 +196,12 @@ def main() -> int:
         seconds=options.seconds,
         ramp_seconds=options.calls * load.RAMP_SECONDS if ramp is None else ramp,
     )
-    with tls_of_the_model() if options.tls else contextlib.nullcontext() as tls:
+    tls_or_not = tls_of_the_model() if options.tls else contextlib.nullcontext()
+    # The fakes run on uvloop where it is installed, as in `bridge sim load`.
+    runner = asyncio.Runner(loop_factory=loop_factory())
+    with tls_or_not as tls, runner:
         rounds = [
-            asyncio.run(measure_round(plan, options, tls))
-            for _ in range(options.rounds)
+            runner.run(measure_round(plan, options, tls)) for _ in range(options.rounds)
         ]
     show(rounds)
     if options.json:

@@ -13,6 +13,7 @@ from bridge.core.stream_presence import START_SECONDS
 from tests.core.phone import (
     Interrupted,
     Phone,
+    SipPhone,
     Started,
     appended,
     ends,
@@ -133,6 +134,8 @@ def test_what_comes_most_makes_no_deadline_earlier() -> None:
     assert phone.talk.keeps_deadline
     phone.words("and")
     assert phone.talk.keeps_deadline
+    phone.echo("m1")
+    assert phone.talk.keeps_deadline, "more of the speech is queued"
     phone.barges_in()
     assert not phone.talk.keeps_deadline
     phone.says(200)
@@ -877,3 +880,11 @@ def test_speech_that_follows_a_probe_makes_a_deadline_earlier() -> None:
     assert before and phone.talk.deadline and phone.talk.deadline < before
     phone.says(200)
     assert phone.talk.keeps_deadline
+
+
+def test_the_ledger_of_the_stream_in_use() -> None:
+    """A picture of the call is made from it; a call whose audio is elsewhere has
+    none."""
+    phone = Phone()
+    assert phone.talk.playback is not None
+    assert SipPhone().talk.playback is None

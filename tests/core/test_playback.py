@@ -717,3 +717,26 @@ def test_a_fence_behind_a_stop_is_dated_by_its_round_trip() -> None:
     line.comes_back(fence)
 
     assert line.heard() == pytest.approx(340, abs=41)
+
+
+# --- for a picture of the call ---
+
+
+def test_what_was_played_is_listed_with_its_time() -> None:
+    """A picture shows each item where the caller heard it, up to the clear, to a
+    frame."""
+    line = PlaybackScript()
+    runs = line.playback.runs = []
+    marks = line.at(100).sends(100)
+    line.at(160).comes_back(marks[0])
+    line.at(180).comes_back(marks[1])
+    line.at(200)
+    fence = line.clears()
+    line.at(220).comes_back(*marks[2:], fence)
+
+    assert sum(run.end - run.start for run in runs) == 8 * line.heard()
+    assert [run.key for run in runs] == [A] * len(runs)
+    assert runs[0].start == 0
+    assert runs[0].at_ms == pytest.approx(160, abs=21)
+    for run in runs:
+        assert run.at_ms - run.start / 8 == pytest.approx(runs[0].at_ms, abs=21)

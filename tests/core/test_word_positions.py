@@ -315,3 +315,15 @@ def test_a_recording_does_not_teach_the_pace_of_the_model(is_recording: bool) ->
     _, pace = item.heard(END, Pace())
 
     assert pace.is_learned is not is_recording
+
+
+def test_each_word_has_a_place() -> None:
+    """A picture plays a word when it is clicked: the words follow each other, and the
+    second sentence begins behind the pause."""
+    pieces, pauses = [(0, "Good morning. "), (8000, "How are you?")], [(8000, 12_000)]
+    placed = WordPositions(pieces, pauses, 20_000, Pace(), whole=True).placed()
+
+    assert "".join(word for _, word in placed) == "Good morning. How are you?"
+    starts = [byte for byte, _ in placed]
+    assert starts == sorted(starts) and starts[0] == 0
+    assert 10_000 <= dict((word.strip(), at) for at, word in placed)["How"] <= 14_000

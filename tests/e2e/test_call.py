@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from agents import function_tool
 from agents.realtime import RealtimeAgent, realtime_handoff
+from structlog.testing import capture_logs
 
 from bridge.agent.live import LiveCall
 from bridge.agent.receptionist import receptionist
@@ -14,7 +15,7 @@ from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText
 from bridge.sim.ruler import read_ruler
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.network import Network
-from bridge.telemetry import trace
+from bridge.telemetry import disk_space, trace
 from tests.e2e.bridge import HELLO, WAIT, bridge
 
 LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
@@ -95,6 +96,28 @@ async def test_a_barge_in(tmp_path: Path, frames: bool) -> None:
     notes = [it["session"] for it in trace.read(file) if "session" in it]
     session = [(note["name"], note["data"]) for note in notes]
     assert ("audio_interrupted", {"item": first.id}) in session
+
+
+async def test_a_call_on_a_disk_that_is_nearly_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call is as any other, without a trace, which is counted. The log says it once
+    for all calls."""
+    monkeypatch.setattr(disk_space, "MIN_FREE_BYTES", 2**62)
+    behaviour = Behaviour(turns=[[PlayRuler(600)]])
+    with capture_logs() as logged:
+        async with bridge(behaviour, record_dir=tmp_path) as place:
+            script = [steps.SayStep(HELLO), LISTEN, HANG_UP]
+            first, second = [await place.caller().call(script) for _ in range(2)]
+            await place.empty()
+
+    for record in (first, second):
+        assert read_ruler(record.heard).heard_ms == {1: 600}
+    assert place.metric('bridge_traces_lost_total{why="disk_full"}') == 2
+    assert place.metric("bridge_records_disk_free_bytes") > 0
+    assert list(tmp_path.iterdir()) == []
+    names = [it["event"] for it in logged]
+    assert names.count("traces_stopped") == 1 and "trace_write_failed" not in names
 
 
 async def test_a_trace_replays(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from bridge.agent.events import CallEvent
 from bridge.agent.live import CallOver, LiveCall
 from bridge.agent.phone_tools import take_message
 from bridge.app.routes import Route
+from bridge.model.sdk_events import UNREAD
 from bridge.model.session_settings import SessionSettings
 from bridge.sim.model import Behaviour, CallTool, PlayRuler
 from bridge.sim.ruler import read_ruler
@@ -135,6 +136,7 @@ async def test_one_subscription_for_everything() -> None:
         and event.data.type == "raw_server_event"
     }
     assert {"session.created", "response.created", "response.done"} <= kinds
+    assert UNREAD & kinds, "somebody listens to raw events"
     assert "response.output_audio.delta" not in kinds
 
 

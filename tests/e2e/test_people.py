@@ -38,6 +38,7 @@ from tests.e2e.bridge import HELLO, RunningBridge, bridge
 from tests.e2e.test_connection_guard import with_sip
 from tests.e2e.test_outbound import CALLEE, SECRET, TOKEN, phones
 from tests.fleet.redis_server import RedisServer
+from tests.support.traces import text_of
 from tests.support.waiting import until
 
 LISTEN = steps.ListenStep(quiet_seconds=0.3, timeout=8)
@@ -399,7 +400,7 @@ async def a_payment(redact: Redaction, folder: Path) -> tuple[Seen, str]:
         assert odd_labels(place) == set()
     seen.given["report"] = seen.reports[0].as_json().decode()
     [trace] = folder.iterdir()
-    return seen, trace.read_text()
+    return seen, text_of(trace)
 
 
 async def test_a_card_number_is_used_and_stored_nowhere(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bridge.app.routes import (
     Silence,
     TellAction,
 )
+from bridge.call.continuity import MAX_TRANSFERS
 from bridge.core.rules import Prices
 from bridge.records.report import CallReport
 from bridge.sim.model import Behaviour, CallTool, PlayRuler, SayText, Turn, TurnContext
@@ -147,6 +148,24 @@ async def test_a_caller_without_a_number_is_transferred_under_ours() -> None:
     [dialled] = record.dials
     assert (dialled.status, dialled.caller_id) == ("completed", caller.to_number)
     assert record.warnings == []
+
+
+async def test_a_second_transfer_after_one_that_failed() -> None:
+    """The caller who came back is transferred again, and does not land with the agent
+    once more."""
+    turns = [[SayText("Yes."), CallTool("transfer_call", {"target": "sales"})]]
+    again = [[CallTool("transfer_call", {"target": "sales"})]]
+    route = Route(transfers={"sales": SALES})
+    async with bridge(Behaviour(turns=turns), agent=AGENT, route=route) as place:
+        caller = place.caller(dial_outcome="busy", dial_ring_seconds=0.5)
+        async with asyncio.TaskGroup() as tasks:
+            call = tasks.create_task(caller.call([steps.SayStep(HELLO), STAY]))
+            await until(lambda: place.model.sessions and place.session.responses)
+            place.model.behaviour = Behaviour(turns=again)
+        await place.empty()
+
+    record = call.result()
+    assert len(record.dials) == len(record.streams) - 1 == MAX_TRANSFERS
 
 
 async def test_a_transfer_is_not_answered() -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+import twiml
 from bridge.app.outbound import CallStatus, OutboundOrder
 from bridge.core.history import HistoryItem, Playing
 from bridge.fleet import InstanceLoad, NextStep, Then, formats
@@ -376,3 +377,14 @@ def test_a_tree_without_history_fails_and_says_why(tmp_path: Path) -> None:
 
     assert f"Commit {'0' * 40} cannot be read from the git history" in str(error.value)
     assert len(FORMAT_1) == 40, "a full hash: a short one may name two commits one day"
+
+
+def test_a_phone_number_is_stored_as_a_text() -> None:
+    """A number that the bridge has read is no plain str, and with Redis it ended the
+    call that was to be transferred."""
+    number = twiml.phone_number("+1 415 555 0100")
+    step = NextStep(Then.TRANSFER, number, caller_id=number)
+
+    assert formats.read(encode(step, FORMAT), NextStep) == step
+    with pytest.raises(TypeError):
+        encode(NextStep(Then.TRANSFER, object()), FORMAT)  # type: ignore[arg-type]

@@ -26,24 +26,38 @@ INSTRUMENTED = [
     "bridge.fleet.formats",
     "bridge.fleet.plan",
     "bridge.fleet.snapshot",
+    "bridge.app.dial_permissions",
+    "bridge.app.outbound",
     "bridge.app.overflow",
+    "bridge.app.warm_calls",
+    "bridge.audio.wav",
     "bridge.app.routes",
     "bridge.http.signature",
     "bridge.http.tickets",
     "bridge.http.dials",
     "bridge.http.parameters",
+    "bridge.http.status_webhooks",
+    "bridge.http.warm_webhooks",
     "bridge.http.webhook_fields",
     "bridge.app.settings",
     "bridge.app.values",
     "bridge.app.yaml_lines",
     "bridge.privacy",
+    "twiml",
     "yaml",
 ]
 
-LONGEST = {"conversation": 600, "routes": 3000, "queue_place": 60, "setting": 300}
+LONGEST = {
+    "conversation": 600,
+    "routes": 3000,
+    "queue_place": 60,
+    "setting": 300,
+    "number": 80,
+    "wav": 2000,
+}
 """Largest input of a target in bytes; for the other targets 6000."""
 
-BYTES = frozenset({"conversation", "queue_place", "routes"})
+BYTES = frozenset({"conversation", "queue_place", "routes", "wav"})
 """Targets whose inputs are plain bytes; the others take one message a line."""
 
 SLOW_SECONDS = 5

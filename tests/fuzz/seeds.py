@@ -1,7 +1,9 @@
 """The inputs with which a search begins: real messages and one input of each kind."""
 
+import io
 import json
 import random
+import wave
 from itertools import accumulate
 from pathlib import Path
 from urllib.parse import urlencode
@@ -173,6 +175,53 @@ BODIES = [
     {"remove": ["i1"], "correct": {"i2": "words"}},
 ]
 
+CALL = "CA" + "0" * 31 + "1"
+STATUSES: list[dict[str, object]] = [
+    {"CallSid": CALL, "CallStatus": "ringing", "SequenceNumber": "1", "order": "o1"},
+    {"CallSid": CALL, "CallStatus": "completed", "SequenceNumber": "3"},
+    {"CallSid": CALL, "CallStatus": "busy", "SipResponseCode": "486", "ErrorCode": ""},
+    {"CallSid": CALL, "AnsweredBy": "machine_end_beep", "CallDuration": "61"},
+]
+DIALS = [
+    {"DialCallStatus": "busy", "From": "client:ann", "To": "+14155550100"},
+    {
+        "DialCallStatus": "failed",
+        "ErrorCode": "13214",
+        "DialSipResponseCode": "486",
+        "ErrorMessage": "Dial: +1 (415) 555-0100 and sip:a@b.example: no",
+    },
+]
+WARM = [
+    "Ann. Press 1.\na AnsweredBy=human\nk Digits=1\nn \nc \ns CallStatus=completed",
+    "Press 1.\na \nk Digits=2\nk Digits=1\ns CallStatus=completed&ErrorCode=1",
+    " \na AnsweredBy=machine_start\nk \nn ",
+    " Hello.\na \nk \ns CallStatus=busy&SipResponseCode=486\nj \nn!call=x&warm=ab12",
+]
+NUMBERS = [
+    "+1 (415) 555-0100",
+    "+44 (0)20 7946 0958",
+    "+36 06 90 123 456",
+    "tel:+14155550100;ext=5",
+    "sip:desk@pbx.example:5060;transport=tls",
+    "sips:a%20b@[::1]",
+    "ww42#",
+    "+٤٩٣٠",
+]
+ORDERS: list[dict[str, object]] = [
+    {"to": "+14155550100", "from": "+14155550101", "machine": "ignore"},
+    {"to": "+14155550100", "send_digits": "ww1#", "machine": "ignore"},
+    {
+        "to": "+14155550100",
+        "parameters": {"name": "Ann"},
+        "machine": "message",
+        "message": "Call back.",
+        "agent_decides": True,
+        "campaign": "spring",
+        "ring_seconds": 60,
+        "longest_seconds": 600,
+    },
+]
+
 ROUTES = """\
 defaults:
   agent: examples/agent.py:agent
@@ -194,7 +243,9 @@ routes:
     longest_seconds: 600
     approval: {seconds: 30, default: reject, message: no}
     tool_seconds: 30
-    transfers: {desk: "+14155550103"}
+    transfers:
+      desk: "+14155550103"
+      sales: {number: "+14155550103", accept: true, warm: true, whisper: Press 1.}
     on_call: pkg.mod:hook
     report: {to: pkg.mod:report, url: "https://a.example/x"}
     fallback: "+14155550104"
@@ -272,6 +323,20 @@ def seeds(target: str) -> list[bytes]:
             return _dumped(BODIES)
         case "routes":
             return [ROUTES.encode()]
+        case "parameters":
+            return [b"\n".join(it) for it in _told()]
+        case "status":
+            return _together([urlencode(it).encode() for it in STATUSES])
+        case "dial_result":
+            return _together([urlencode(it).encode() for it in DIALS])
+        case "warm":
+            return [it.encode() for it in WARM]
+        case "number":
+            return _together([it.encode() for it in NUMBERS])
+        case "wav":
+            return [_wav(*it) for it in ((1, 2, 8000), (2, 2, 44100), (1, 1, 16000))]
+        case "order":
+            return _together(_dumped(ORDERS))
         case "setting":
             return SETTINGS.encode().split(b"\n")
         case _:
@@ -303,6 +368,27 @@ def _webhooks() -> list[bytes]:
     return found
 
 
+def _told() -> list[tuple[bytes, bytes, bytes]]:
+    client = {"From": "client:ann", "To": "+14155550199", "tenant": "acme"}
+    twilios = {"From": "+14155550100", "CallerName": "ANN", "SipHeader_X-A": "1"}
+    query = urlencode({"tenant": "x", "parameters": '{"a":"b"}'}).encode()
+    return [
+        (b"default, tenant", query, urlencode(client).encode()),
+        (b"custom, SipHeader_*", b"", urlencode(twilios).encode()),
+        (b"none", query, b""),
+    ]
+
+
+def _wav(channels: int, width: int, rate: int) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setnchannels(channels)
+        sound.setsampwidth(width)
+        sound.setframerate(rate)
+        sound.writeframes(bytes(range(1, 241)) * 4)
+    return file.getvalue()
+
+
 def _snapshot() -> CallSnapshot:
     return CallSnapshot(
         history=(
@@ -322,7 +408,8 @@ def _snapshot() -> CallSnapshot:
 def words() -> set[str]:
     """The dictionary of the fuzzer: names and values that have a meaning."""
     found = {*CALLER_TAGS, *MODEL_TAGS}
-    for message in (*CALLER, *PCM_EVENTS, *MCP_EVENTS, *SIP_EVENTS, *BODIES):
+    phones = (*STATUSES, *DIALS, *ORDERS)
+    for message in (*CALLER, *PCM_EVENTS, *MCP_EVENTS, *SIP_EVENTS, *BODIES, *phones):
         found |= _names(message)
     for line in SERVER_EVENTS.read_bytes().strip().split(b"\n"):
         found |= _names(json.loads(line))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.fuzz import any_call, session, texts
+from tests.fuzz import any_call, phones, session, texts
 
 TARGETS: dict[str, Callable[[bytes], int]] = {
     "caller": texts.caller,
@@ -20,4 +20,11 @@ TARGETS: dict[str, Callable[[bytes], int]] = {
     "body": texts.body,
     "routes": texts.routes_file,
     "setting": texts.setting,
+    "parameters": phones.parameters,
+    "status": phones.status,
+    "dial_result": phones.dial_result,
+    "warm": phones.warm,
+    "number": phones.number,
+    "wav": phones.wav,
+    "order": phones.order,
 }

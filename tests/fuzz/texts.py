@@ -35,6 +35,7 @@ from bridge.core import (
     twilio_messages,
 )
 from bridge.core.replay import recorded
+from bridge.core.transfers import instruction
 from bridge.core.usage import Usage
 from bridge.fleet.formats import FORMAT
 from bridge.fleet.memory import MemoryRegistry
@@ -45,7 +46,6 @@ from bridge.http.api import bodies
 from bridge.http.dials import (
     MAX_MESSAGE_CHARS,
     failed_transfer,
-    instruction,
     shown_number,
 )
 from bridge.http.parameters import (

@@ -120,6 +120,18 @@ RECORDED = {
         f"/voice/accept?call={PARENT}&once=AbCdEfGh",
         {**PHONES, "Digits": "2", "FinishedOnKey": "", "ParentCallSid": PARENT},
     ),
+    "a person who answers a warm transfer": Recorded(
+        f"/voice/warm?call={PARENT}&once=AbCdEfGh&detects=1&warm=0a1b2c3d",
+        {**PHONES, "AnsweredBy": "human", "CallStatus": "in-progress"},
+    ),
+    "a person who takes a warm transfer": Recorded(
+        f"/voice/warm/answer?call={PARENT}&once=AbCdEfGh&key=1&warm=0a1b2c3d",
+        {**PHONES, "Digits": "1", "FinishedOnKey": ""},
+    ),
+    "the end of a person's call": Recorded(
+        f"/warm-status?call={PARENT}&warm=0a1b2c3d",
+        {**PHONES, "CallStatus": "busy", "SipResponseCode": "486", "CallDuration": "0"},
+    ),
     "a status": Recorded(
         "/call-status?route=Sales&placed=1764500000",
         {
@@ -155,6 +167,9 @@ READ = {
     "/voice/next": ("From", "To", "DialCallStatus"),
     "/voice/whisper": ("From", "To"),
     "/voice/accept": ("From", "To", "Digits"),
+    "/voice/warm": ("From", "To", "AnsweredBy"),
+    "/voice/warm/answer": ("From", "To", "Digits"),
+    "/warm-status": ("CallStatus", "From", "To"),
     "/call-status": ("CallStatus", "From", "To", "SequenceNumber", "CallDuration"),
     "/amd-status": ("AnsweredBy",),
     "/stream-status": ("StreamSid", "StreamEvent"),
@@ -312,5 +327,10 @@ def accepted(recorded: Recorded, target: str, form: MultiDict[str]) -> bool:
     """Whether the bridge accepts this form with the signature of the recorded one."""
     if target + joined(form.items()) != recorded.text:
         return False
-    dialled = ["DialCallStatus"] if "dialled=" in target else []
-    return misdivided(recorded.path, target, form, *dialled) is None
+    expected = {
+        "dialled=": "DialCallStatus",
+        "detects=": "AnsweredBy",
+        "key=": "Digits",
+    }
+    more = [name for text, name in expected.items() if text in target]
+    return misdivided(recorded.path, target, form, *more) is None

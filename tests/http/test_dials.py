@@ -4,11 +4,10 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import MultiDict
 
-from bridge.core.transfers import FailedTransfer
+from bridge.core.transfers import FailedTransfer, instruction
 from bridge.http.dials import (
     MAX_MESSAGE_CHARS,
     failed_transfer,
-    instruction,
     shown_number,
 )
 from bridge.http.webhook_fields import Webhook

@@ -43,6 +43,7 @@ from bridge.agent.tool_definitions import explained
 from bridge.model.dialects import REQUIRED
 from bridge.model.local_mcp import reachable
 from bridge.model.results import background_result
+from bridge.model.sdk_events import UNREAD
 from bridge.model.sdk_model import PhoneModel
 from tests.support.sdk_session import EVENTS, TARGET, Connection, sample, talk
 
@@ -223,6 +224,37 @@ async def test_a_raw_event_is_only_queued_by_the_session() -> None:
         await it.connection.settled()
 
         assert [event.type for event in it.events[before:]] == ["raw_model_event"]
+
+
+async def test_some_events_are_nothing_but_raw_events() -> None:
+    """Unless somebody listens to raw events, the SDK is not given them."""
+    unread = [event for event in EVENTS if event["type"] in UNREAD]
+    assert {event["type"] for event in unread} == UNREAD
+    async with talk() as it:
+        for event in EVENTS:
+            it.connection.says(event)
+            await it.connection.settled()
+            before, sent = len(it.events), len(it.connection.sent)
+            history = [item.model_copy(deep=True) for item in it.session._history]
+            if event["type"] not in UNREAD:
+                continue
+            it.connection.says(event)
+            await it.connection.settled()
+
+            new = [each.type for each in it.events[before:]]
+            assert new == ["raw_model_event"], event["type"]
+            assert it.session._history == history
+            assert it.connection.sent[sent:] == []
+
+
+def test_a_listener_of_the_model_itself_is_noticed() -> None:
+    """It gets raw events, too."""
+    model = PhoneModel(Connection().dial, lambda by, answer: None, lambda it: it)
+    assert not model.has_other_listeners
+
+    model.add_listener(Emitted())
+
+    assert model.has_other_listeners
 
 
 async def test_the_first_update_has_our_configuration() -> None:

@@ -25,7 +25,7 @@ from bridge.model.wire import (
     EVENTS_PER_SECOND,
     MAX_UPDATES,
     SESSION_ID,
-    SMALL_EVENT_CHARS,
+    SHORT_CHARS,
     Wire,
     updates,
 )
@@ -177,7 +177,9 @@ class Call:
 
 
 @asynccontextmanager
-async def wired(model: ModelServer) -> AsyncIterator[tuple[Wire, Call, list[Any]]]:
+async def wired(
+    model: ModelServer, wants_raw: Callable[[], bool] = lambda: True
+) -> AsyncIterator[tuple[Wire, Call, list[Any]]]:
     """A wire, its call, and what the SDK sees of it."""
     call, seen = Call(), list[Any]()
 
@@ -198,6 +200,7 @@ async def wired(model: ModelServer) -> AsyncIterator[tuple[Wire, Call, list[Any]
             lambda seconds: None,
             lambda session: None,
             on_left=call.left,
+            wants_raw=wants_raw,
         )
         tasks.create_task(sdk(wire), name="sdk")
         try:
@@ -604,6 +607,35 @@ async def test_the_kept_ids_are_bounded() -> None:
     assert seen[-2]["type"] == "response.done", "the newest item was known"
 
 
+def holds(seen: list[Any], count: int) -> bool:
+    return len(seen) == count
+
+
+async def test_the_sdk_is_spared_what_it_does_not_use() -> None:
+    """A third of all events. Each costs more in the SDK than in the call."""
+    listens = False
+    known = {"type": "message", "role": "user", "content": []}
+    async with (
+        ModelServer() as model,
+        wired(model, lambda: listens) as (wire, call, seen),
+    ):
+        for n, shown in ((1, 1), (2, 4)):
+            item = known | {"id": f"i{n}"}
+            wire.take(call.in_use, event("rate_limits.updated", rate_limits=[n]))
+            wire.take(call.in_use, event("conversation.item.added", item=item))
+            wire.take(call.in_use, event("conversation.item.done", item=item))
+            await until(partial(holds, seen, shown))
+            listens = True
+
+    assert [(it["type"], it.get("item", {}).get("id")) for it in seen] == [
+        ("conversation.item.added", "i1"),
+        ("rate_limits.updated", None),
+        ("conversation.item.added", "i2"),
+        ("conversation.item.done", "i2"),
+    ]
+    assert [kind for _, kind in call.told].count("conversation.item.done") == 2
+
+
 async def test_events_the_sdk_cannot_parse_are_hidden() -> None:
     """Its parser rejects some numbers, which would end the session."""
     async with ModelServer() as model, wired(model) as (wire, call, seen):
@@ -625,7 +657,7 @@ async def test_a_small_delta_needs_no_search(worst: str) -> None:
     ids = {"item_id": "i", "response_id": "r", "content_index": 0}
     text = event("response.output_audio_transcript.delta", delta="a", **ids)
     text = text.removesuffix("}") + f',"x":{worst}}}'
-    assert len(text) < SMALL_EVENT_CHARS
+    assert len(text) < SHORT_CHARS
     async with ModelServer() as model, wired(model) as (wire, call, seen):
         wire.take(call.in_use, text)
         await until(lambda: seen)

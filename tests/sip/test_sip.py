@@ -67,6 +67,7 @@ from bridge.sim.realtime.calls import CallsServer, new_secret
 from bridge.sim.realtime.phone_call import PhoneCall, SipCallState
 from bridge.telemetry.trace import read, replay
 from tests.sim.realtime_client import QUICK, speech
+from tests.support.traces import text_of
 from tests.support.waiting import until
 
 Answer = tuple[int, str]
@@ -1312,7 +1313,7 @@ async def test_what_a_route_redacts_is_in_no_trace(tmp_path: Path) -> None:
     keys = [it["in"]["event"] for it in read(path) if "event" in it.get("in", {})]
     pressed = [it["event"] for it in keys if it["type"].endswith("dtmf_event_received")]
     assert pressed == [KEYS] * 17
-    assert "41111" not in path.read_text() + repr(here.reports)
+    assert "41111" not in text_of(path) + repr(here.reports)
     assert list(replay(path))
 
 

@@ -57,10 +57,11 @@ class FakeCallControl:
     async def hang_up(self) -> bool:
         return await self._answer("hang_up")
 
-    async def transfer(self, transfer: Transfer) -> bool:
+    async def transfer(self, transfer: Transfer, summary: str) -> bool:
         if not self.allowed:
             raise NotAllowed("this number is not among those")
-        return await self._answer("transfer", transfer)
+        more = (summary,) if transfer.warm else ()
+        return await self._answer("transfer", transfer, *more)
 
     async def send_digits(self, digits: str) -> bool:
         return await self._answer("send_digits", digits)

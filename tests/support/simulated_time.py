@@ -48,7 +48,7 @@ DELIVERY_SECONDS = 0.2
 POLL_SECONDS = 0.005
 """Real time after which uvloop looks again whether something happens outside."""
 
-WAITING_THREADS = ("loop watch", "asyncio_")
+WAITING_THREADS = ("loop watch", "disk space", "asyncio_")
 """Threads that mostly wait. The work of asyncio's own is counted."""
 
 _monotonic, _time, _sleep = time.monotonic, time.time, time.sleep

@@ -136,6 +136,20 @@ class TransferTo(Body):
     accept: Annotated[
         bool, Field(description="The person must press 1 to take the call.")
     ] = False
+    warm: Annotated[
+        bool,
+        Field(
+            description="The caller stays with the agent until the person has "
+            "answered; the request is answered when the phone rings."
+        ),
+    ] = False
+    summary: Annotated[
+        str,
+        Field(
+            max_length=MAX_TEXT_CHARS,
+            description="Of a warm transfer: what the person hears before `whisper`.",
+        ),
+    ] = ""
 
 
 class Digits(Body):

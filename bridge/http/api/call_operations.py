@@ -108,6 +108,8 @@ async def _transfer(live: LiveCall, to: bodies.TransferTo, _: str) -> Body:
         digits=to.digits,
         whisper=to.whisper,
         accept=to.accept,
+        warm=to.warm,
+        summary=to.summary,
     )
     return bodies.Done(done=done)
 

@@ -52,6 +52,8 @@ class TwimlGather:
     texts: tuple[str, ...]
     action: str
     method: Method
+    timeout: float = 5.0
+    """Seconds after the last text; then the next verb follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,20 @@ class TwimlDial:
     digits: str = ""
     screen_url: str | None = None
     """What the called party hears before it is connected."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwimlConference:
+    """<Dial><Conference>. `starts`, `ends`: on entering and on leaving."""
+
+    name: str
+    action: str | None
+    method: Method
+    starts: bool
+    ends: bool
+    beep: str
+    wait_url: str | None
+    """What a call hears before the start; empty: nothing. None: Twilio's music."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,7 @@ Verb = (
     TwimlConnect
     | TwimlSay
     | TwimlDial
+    | TwimlConference
     | TwimlGather
     | TwimlRedirect
     | TwimlPause
@@ -125,6 +142,8 @@ def _verb(element: ET.Element) -> Verb:
             )
         case "Say":
             return TwimlSay(text)
+        case "Dial" if [child.tag for child in element] == ["Conference"]:
+            return _conference(element)
         case "Dial":
             return _dial(element)
         case "Gather":
@@ -132,7 +151,8 @@ def _verb(element: ET.Element) -> Verb:
                 raise TwimlError(12200, "<Gather> holds something other than <Say>")
             said = tuple("".join(child.itertext()).strip() for child in element)
             method = _method(element, "method")
-            return TwimlGather(said, element.get("action", ""), method)
+            timeout = _seconds(element, "timeout", "5")
+            return TwimlGather(said, element.get("action", ""), method, timeout)
         case "Redirect":
             return TwimlRedirect(text, _method(element, "method"))
         case "Pause":
@@ -162,6 +182,32 @@ def _dial(element: ET.Element) -> TwimlDial:
         digits=leg.get("sendDigits", ""),
         screen_url=leg.get("url"),
     )
+
+
+def _conference(dial: ET.Element) -> TwimlConference:
+    noun = dial[0]
+    name = (noun.text or "").strip()
+    if not name:
+        raise TwimlError(13221, "the <Conference> has no name")
+    wait_url = noun.get("waitUrl")
+    if wait_url and not wait_url.startswith(("/", "http://", "https://")):
+        raise TwimlError(13233, "waitUrl is neither a URL nor empty")
+    return TwimlConference(
+        name=name,
+        action=dial.get("action"),
+        method=_method(dial, "method"),
+        starts=_flag(noun, "startConferenceOnEnter", "true"),
+        ends=_flag(noun, "endConferenceOnExit", "false"),
+        beep=noun.get("beep", "true"),
+        wait_url=wait_url,
+    )
+
+
+def _flag(element: ET.Element, attribute: str, default: str) -> bool:
+    text = element.get(attribute, default)
+    if text not in ("true", "false"):
+        raise TwimlError(12200, f"{attribute}={text} is neither true nor false")
+    return text == "true"
 
 
 def _stream(connect: ET.Element) -> TwimlStream:

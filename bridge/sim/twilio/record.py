@@ -93,6 +93,17 @@ class DialledLeg:
     )
 
 
+@dataclass(slots=True)
+class ConferenceVisit:
+    """The time of a call in a conference."""
+
+    name: str
+    met: list[str] = field(default_factory=list)
+    """Call SIDs of the others, once the conference has started."""
+    heard: bytearray = field(default_factory=bytearray)
+    """What the others said since then (mu-law), with the pauses."""
+
+
 @dataclass(frozen=True, slots=True)
 class Underruns:
     count: int
@@ -133,6 +144,7 @@ class CallRecord:
     warnings: list[DebuggerWarning] = field(default_factory=list)
     said_by_twilio: list[str] = field(default_factory=list)
     dials: list[DialledLeg] = field(default_factory=list)
+    conferences: list[ConferenceVisit] = field(default_factory=list)
     rejected: str | None = None
     timed_out: list[str] = field(default_factory=list)  # steps whose timeout passed
     frames_sent: int = 0

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp import web
 
 from bridge.sim.caller import NUMBER, Caller, PlacedCall
+from bridge.sim.twilio.conference import Conferences
 from bridge.sim.twilio.network import Network
 from bridge.sim.twilio.record import CallRecord
 from bridge.sim.twilio.rest_calls import (
@@ -85,6 +86,10 @@ class TwilioRest:
         self.calls: dict[str, FakeCall] = {}
         self.phone_numbers: list[FakeNumber] = []
         """The numbers whose settings can be read and changed."""
+        self.attached: dict[str, PlacedCall] = {}
+        """Calls of the account that nobody has placed by REST, such as incoming ones:
+        SID -> call. Their documents can be replaced."""
+        self.conferences = Conferences()
         self.callee: Callee = callee or Answers([WaitStep(60.0)])
         self.callees = dict(callees or {})
         self.out_of_order = out_of_order
@@ -194,7 +199,10 @@ class TwilioRest:
     async def _update(self, request: web.Request) -> tuple[int, dict[str, Any]]:
         form = await request.post()
         asked = {name: str(value) for name, value in form.items()}
-        call = self.calls.get(request.match_info["sid"])
+        sid = request.match_info["sid"]
+        if sid in self.attached:
+            return self._update_attached(self.attached[sid], asked, request)
+        call = self.calls.get(sid)
         if call is None or not call.is_active:
             raise not_found(request)
         wanted = [name for name in ("Status", "Url", "Twiml") if name in asked]
@@ -215,6 +223,16 @@ class TwilioRest:
                 call.placed.redirect(url, method(asked, "Method"))
         return 200, self._json(call)
 
+    def _update_attached(
+        self, call: PlacedCall, asked: Mapping[str, str], request: web.Request
+    ) -> tuple[int, dict[str, Any]]:
+        if call.record.ended_at is not None:
+            raise not_found(request)
+        check_instructions(asked)
+        url = self._origins(asked["Url"]).public_url(asked["Url"])
+        call.redirect(url, method(asked, "Method"))
+        return 200, {"sid": call.record.call_sid, "status": "in-progress"}
+
     def _end(self, call: FakeCall, status: str) -> None:
         if status not in ("completed", "canceled"):
             raise RefusedError(400, 21200, f"Status {status!r} cannot be requested")
@@ -232,7 +250,7 @@ class TwilioRest:
             raise RefusedError(400, 21201, "No 'To' number is specified")
         if not by:
             raise RefusedError(400, 21213, "'From' phone number is required")
-        if not NUMBER.fullmatch(to) or to == by:
+        if not (NUMBER.fullmatch(to) or to.startswith("sip:")) or to == by:
             raise RefusedError(400, 21211, f"The 'To' number {to} is not valid")
         if not NUMBER.fullmatch(by):
             raise RefusedError(400, 21212, f"The 'From' number {by} is not valid")
@@ -334,7 +352,8 @@ class TwilioRest:
             if await _happens_within(seconds, call.canceled):
                 return "completed"
             call.answered_by = said
-        call.placed = PlacedCall(self._caller(call))
+        presses = callee.presses if isinstance(callee, Answers) else ""
+        call.placed = PlacedCall(self._caller(call, presses))
         call.record = call.placed.record
         async with asyncio.TaskGroup() as tasks:
             if mode is not None and is_async:
@@ -345,7 +364,7 @@ class TwilioRest:
                 await call.placed.run(callee.script)
         return "completed"
 
-    def _caller(self, call: FakeCall) -> Caller:
+    def _caller(self, call: FakeCall, presses: str) -> Caller:
         """A Caller for an outbound call: the callee plays its script."""
         asked = call.asked
         # If a request has both, Twilio uses the Url.
@@ -365,6 +384,8 @@ class TwilioRest:
             call_sid=call.sid,
             network=self._network,
             parameters=more,
+            presses=presses,
+            conferences=self.conferences,
             max_seconds=float(asked.get("TimeLimit", LONGEST_SECONDS)),
         )
 

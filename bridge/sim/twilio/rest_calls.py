@@ -42,6 +42,8 @@ class Answers:
 
     script: Script
     after: float = 0.1
+    presses: str = ""
+    """The key that the person presses at a <Gather>."""
     answered_by: Literal["human", "unknown", "fax"] = "human"
     detected_after: float = 2.0
 

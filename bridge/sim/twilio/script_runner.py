@@ -4,6 +4,7 @@ import asyncio
 from time import monotonic
 
 from bridge.sim.twilio.caller_voice import CallerVoice
+from bridge.sim.twilio.conference import Seat
 from bridge.sim.twilio.record import CallRecord
 from bridge.sim.twilio.steps import (
     DropStep,
@@ -25,7 +26,8 @@ BYTES_PER_SECOND = 8000
 
 
 class ScriptRunner:
-    """Starts with the first stream; a step that needs a stream waits for one."""
+    """Starts with the first stream or conference; a step that needs a stream waits for
+    one."""
 
     def __init__(self, record: CallRecord) -> None:
         self.voice = CallerVoice(record)
@@ -33,6 +35,7 @@ class ScriptRunner:
         self.hung_up = asyncio.Event()
         self._record = record
         self._stream: MediaStream | None = None
+        self._seat: Seat | None = None
 
     @property
     def stream(self) -> MediaStream | None:
@@ -45,9 +48,13 @@ class ScriptRunner:
         self._stream = stream
         self.changed.wake()
 
+    def entered(self, seat: Seat) -> None:
+        self._seat = seat
+        self.changed.wake()
+
     async def run(self, script: Script) -> None:
         """Run the steps in order; HangUpStep ends the script."""
-        await self._open_stream()
+        await self._listener()
         for step in script:
             await self._run_step(step)
             if self.hung_up.is_set():
@@ -56,7 +63,7 @@ class ScriptRunner:
     async def _run_step(self, step: Step) -> None:
         match step:
             case SayStep(audio):
-                await self._open_stream()
+                await self._listener()
                 await self.voice.say(audio, monotonic())
             case WaitStep(seconds):
                 await asyncio.sleep(seconds)
@@ -125,6 +132,11 @@ class ScriptRunner:
         for number, end in enumerate(ends[: len(overs)]):
             overs[number] = min(overs[number], end.at)
         return max(overs, default=0.0)
+
+    async def _listener(self) -> None:
+        """Returns when a stream or a conference takes what is said."""
+        while self.stream is None and (self._seat is None or self._seat.over.is_set()):
+            await self.changed.sleep_until(None)
 
     async def _open_stream(self) -> MediaStream:
         while (stream := self.stream) is None:
