@@ -462,3 +462,13 @@ class SimulatedUvloop(uvloop.Loop):
                 words = line.replace(":", " ").split()  # tfd 13 events ... ino b2a78
                 found[int(words[words.index("ino") + 1], 16)] = int(words[1])
         return found
+
+
+def due(loop: asyncio.AbstractEventLoop) -> list[Callable[..., object]]:
+    """What the timers of a loop will call."""
+    if isinstance(loop, SimulatedUvloop):
+        timers = [timer for _, _, timer in loop._timers]
+    else:
+        assert isinstance(loop, SimulatedLoop)
+        timers = loop._scheduled  # type: ignore[attr-defined]
+    return [it._callback for it in timers if not it.cancelled()]  # type: ignore[attr-defined]
