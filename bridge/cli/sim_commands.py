@@ -434,7 +434,7 @@ def _run_load(work: Coroutine[Any, Any, T]) -> T:
     try:
         return run(work)
     except (OSError, TimeoutError) as error:
-        stop_with(f"The load could not begin: {error or type(error).__name__}")
+        stop_with(f"The load could not begin: {str(error) or type(error).__name__}")
 
 
 async def _sim_load(

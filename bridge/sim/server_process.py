@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bridge.sim.ports import free_port
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 """Time for a bridge to start on a loaded machine; most of it is spent on imports."""
 
 

@@ -200,7 +200,7 @@ async def test_a_listener_that_never_ends_is_cancelled(
         await asyncio.sleep(3600)
 
     def blocks(event: CallEvent) -> None:
-        free.wait(5)
+        free.wait(120)
 
     began = time.monotonic()
     async with listeners() as it:
@@ -210,7 +210,7 @@ async def test_a_listener_that_never_ends_is_cancelled(
             if removed:
                 stop()
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 60
     free.set()
 
 

@@ -217,7 +217,7 @@ async def balancer(
             stderr=output,
         )
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await there.ask("127.0.0.9", "/healthz"))[0] != 200:
                 assert process.returncode is None, log.read_text()
                 await asyncio.sleep(0.05)

@@ -40,7 +40,7 @@ async def calls_of(bridge: Bridge) -> int:
 
 async def busy(fleet: Fleet, *counts: int) -> None:
     """Waits until the bridges have these numbers of calls, in ascending order."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if sorted([await calls_of(it) for it in fleet.bridges]) == list(counts):
                 return

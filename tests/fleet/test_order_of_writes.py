@@ -22,7 +22,7 @@ from bridge.fleet.snapshot import CallSnapshot
 from bridge.fleet.written_values import WrittenValues
 from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_fleet import QUICK, Instance, beats, instance
-from tests.fleet.test_quotas import ANN, BOB, QuotasOfInstance, at_work, soon
+from tests.fleet.test_quotas import ANN, BOB, QuotasOfInstance, at_work
 from tests.fleet.test_registry import entry, streams
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
 from tests.support.waiting import until
@@ -401,4 +401,4 @@ async def test_a_cost_that_redis_did_not_take_is_written_later(
 
         async with instance(server.url) as other:
             there = QuotasOfInstance(other.registry, **LIMITS)
-            await soon(there.quotas.day_is_spent)
+            await until(there.quotas.day_is_spent)

@@ -17,6 +17,7 @@ from bridge.app.quotas import (
 )
 from bridge.fleet import Registry
 from tests.fleet.conftest import Clock
+from tests.support.waiting import until
 
 ANN, BOB = "+14155550101", "+14155550102"
 NOON = 1_800_000_000.0
@@ -42,12 +43,6 @@ async def at_work(registry: Registry, **limits: Any) -> AsyncIterator[QuotasOfIn
         yield services
 
 
-async def soon(true: Any) -> None:
-    async with asyncio.timeout(3):
-        while not await true():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.01)
-
-
 async def test_calls_of_a_caller_at_once(registry: Registry) -> None:
     """Further calls are rejected; as soon as a call has ended, the next one is
     accepted."""
@@ -70,7 +65,7 @@ async def test_calls_of_a_caller_at_once(registry: Registry) -> None:
         async def free() -> bool:
             return await services.ring("CA3") == [None]
 
-        await soon(free)
+        await until(free)
 
 
 async def test_many_calls_at_the_same_time(registry: Registry) -> None:
@@ -218,7 +213,7 @@ async def test_cost_is_reported_soon(
     b = QuotasOfInstance(registry, cost_of_day=1.0)
     async with at_work(registry, cost_of_day=1.0) as a:
         a.quotas.spent(1.0)
-        await soon(b.quotas.day_is_spent)
+        await until(b.quotas.day_is_spent)
         a.now = b.now = NOON + 86400
         monkeypatch.setattr(quotas, "BEAT_SECONDS", 60.0)
         await asyncio.sleep(0.05)

@@ -13,7 +13,7 @@ from bridge.app.routes import Route, Routes
 from bridge.app.settings import Settings
 from bridge.app.startup import UserCode
 from bridge.http import webhooks
-from bridge.http.server import Server, serving
+from bridge.http.server import EXPECTED_SECONDS, Server, serving
 from bridge.sim.caller import Caller, CallRecord
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
@@ -126,5 +126,5 @@ async def test_a_caller_who_hangs_up_meanwhile(server: RedisServer) -> None:
         )
 
     assert record.ended_by == "caller" and record.said_by_twilio == []
-    assert took < 3.0
+    assert took < EXPECTED_SECONDS / 2
     assert "shutdown_left_calls_unanswered" not in [line["event"] for line in lines]

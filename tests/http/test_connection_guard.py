@@ -1,12 +1,11 @@
 """Connections that are not calls: real sockets, from two client addresses."""
 
 import asyncio
-import gc
 import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_network
@@ -25,6 +24,7 @@ from bridge.http.connection_guard import (
     GuardedConnection,
     secure_headers,
 )
+from tests.support.simulated_time import due
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.both_loops
@@ -147,13 +147,14 @@ async def guarded_server(
     assert errors == []
     assert server.guard.waiting == 0
     assert asyncio.all_tasks() <= before
-    assert not [it for it in referrers(server.guard) if it.get("_timer")]
+    assert not [it for it in due(loop) if is_of_guard(it)]
 
 
-def referrers(guard: ConnectionGuard) -> list[dict[str, Any]]:
-    """The attributes of all that refers to the guard: its connections among them."""
-    found = gc.get_referrers(guard)  # some have a dict, others only make one
-    return [it if isinstance(it, dict) else getattr(it, "__dict__", {}) for it in found]
+def is_of_guard(timer: Callable[..., object]) -> bool:
+    """Whether a connection or the guard has set it."""
+    owner = getattr(timer, "__self__", None)
+    aborts = getattr(timer, "__name__", "") == "abort"
+    return aborts or isinstance(owner, GuardedConnection | ConnectionGuard)
 
 
 @asynccontextmanager

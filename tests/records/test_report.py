@@ -518,10 +518,10 @@ async def test_a_function_that_takes_too_long_is_abandoned() -> None:
     free = threading.Event()
 
     def plain(given: CallReport) -> None:
-        free.wait(10)
+        free.wait(120)
 
     async def waiting(given: CallReport) -> None:
-        await asyncio.sleep(10)
+        await asyncio.sleep(120)
 
     began = time.monotonic()
     logged = await delivered(to=plain) + await delivered(to=waiting)
@@ -529,7 +529,7 @@ async def test_a_function_that_takes_too_long_is_abandoned() -> None:
     await asyncio.sleep(0.05)  # the function's late return must do no harm
 
     assert [line["event"] for line in logged] == ["report_function_failed"] * 2
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 60
 
 
 # --- shutdown ---

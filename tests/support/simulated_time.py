@@ -25,9 +25,9 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvloop
 
@@ -112,6 +112,16 @@ def install() -> None:
     time.monotonic, time.time, time.sleep = CLOCK.monotonic, CLOCK.time, CLOCK.sleep
 
 
+class Files(Protocol):
+    """The files at which a loop waits."""
+
+    def version(self) -> object:
+        """Another one when a file was added."""
+
+    def inodes(self) -> Mapping[int, int]:
+        """Their inodes, and the descriptor of each."""
+
+
 class _Company:
     """What else may have to do with a loop: threads, processes, and sockets that lead
     out of it."""
@@ -126,6 +136,8 @@ class _Company:
         """Servers of the loop (by inode), and their ports."""
         self._own: set[int] = set()
         """Inodes of files whose other end is in the loop."""
+        self._seen: object = None
+        """The version of the files that were all found to be its own."""
 
     def work(self, func: Callable[..., Any], *args: Any) -> Any:
         """Runs in another thread; `work_ended` follows in the loop."""
@@ -152,8 +164,7 @@ class _Company:
         with self._lock:
             self._working -= 1
 
-    def is_there(self, files: Iterable[int]) -> bool:
-        """`files`: the descriptors at which the loop waits."""
+    def is_there(self, files: "Files") -> bool:
         return (
             self._working > 0
             or not _children() <= self._children
@@ -161,11 +172,11 @@ class _Company:
             or not self._all_own(files)
         )
 
-    def _all_own(self, files: Iterable[int]) -> bool:
-        seen: dict[int, int] = {}
-        for fd in files:
-            with contextlib.suppress(OSError):  # it was closed
-                seen[os.fstat(fd).st_ino] = fd
+    def _all_own(self, files: "Files") -> bool:
+        version = files.version()
+        if version == self._seen:
+            return True
+        seen = files.inodes()
         for inode in seen.keys() - self._own:
             if port := _listens(seen[inode]):
                 self._ports[inode] = port
@@ -175,6 +186,7 @@ class _Company:
             if not _leads_to(seen[inode], ports):
                 return False
             self._own.add(inode)
+        self._seen = version
         return True
 
 
@@ -184,6 +196,23 @@ class _Selector(selectors.EpollSelector):
     def __init__(self, company: _Company) -> None:
         super().__init__()
         self._company = company
+        self._registered = 0
+
+    def register(
+        self, fileobj: Any, events: int, data: Any = None
+    ) -> selectors.SelectorKey:
+        self._registered += 1
+        return super().register(fileobj, events, data)
+
+    def version(self) -> object:
+        return self._registered
+
+    def inodes(self) -> Mapping[int, int]:
+        found = {}
+        for fd in self.get_map():
+            with contextlib.suppress(OSError):  # it was closed
+                found[os.fstat(fd).st_ino] = fd
+        return found
 
     def select(
         self, timeout: float | None = None
@@ -191,7 +220,7 @@ class _Selector(selectors.EpollSelector):
         CLOCK.advance(STEP_SECONDS)
         if timeout is not None and timeout <= 0:
             return super().select(0)
-        if timeout is None or self._company.is_there(self.get_map()):
+        if timeout is None or self._company.is_there(self):
             CLOCK.go()
             try:
                 return super().select(timeout)
@@ -401,7 +430,7 @@ class SimulatedUvloop(uvloop.Loop):
         self._quiet_turns = 0
         _let_deliver()
         left = max(self._timers[0][0] - CLOCK.monotonic(), 0.0)
-        if self._company.is_there(self._files()):
+        if self._company.is_there(self):
             CLOCK.go()
             super().call_later(min(left, POLL_SECONDS), self._look)
             return
@@ -422,6 +451,23 @@ class SimulatedUvloop(uvloop.Loop):
         ready.register(self._get_backend_id(), select.POLLIN)
         return bool(ready.poll(0))
 
-    def _files(self) -> list[int]:
-        info = Path(f"/proc/self/fdinfo/{self._get_backend_id()}").read_text()
-        return [int(it.split()[1]) for it in info.splitlines() if it[:4] == "tfd:"]
+    def version(self) -> str:
+        return Path(f"/proc/self/fdinfo/{self._get_backend_id()}").read_text()
+
+    def inodes(self) -> Mapping[int, int]:
+        found = {}
+        for line in self.version().splitlines():
+            if line.startswith("tfd:"):
+                words = line.replace(":", " ").split()  # tfd 13 events ... ino b2a78
+                found[int(words[words.index("ino") + 1], 16)] = int(words[1])
+        return found
+
+
+def due(loop: asyncio.AbstractEventLoop) -> list[Callable[..., object]]:
+    """What the timers of a loop will call."""
+    if isinstance(loop, SimulatedUvloop):
+        timers = [timer for _, _, timer in loop._timers]
+    else:
+        assert isinstance(loop, SimulatedLoop)
+        timers = loop._scheduled  # type: ignore[attr-defined]
+    return [it._callback for it in timers if not it.cancelled()]  # type: ignore[attr-defined]
