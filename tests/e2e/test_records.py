@@ -65,7 +65,9 @@ async def test_audio_alone_is_the_recording_of_what_was_heard(tmp_path: Path) ->
     heard it. The trace that it was made from is gone."""
     calls, copy = tmp_path / "calls", tmp_path / "copy.trace.jsonl.zst"
 
-    def keep_a_link(live: LiveCall) -> None:
+    async def keep_a_link(live: LiveCall) -> None:
+        # The writer's thread makes the file.
+        await until(lambda: calls.exists() and any(calls.iterdir()))
         [trace] = calls.iterdir()
         os.link(trace, copy)
 
