@@ -25,7 +25,7 @@ INSTALL_uv = $(UV) pip install --quiet --python $(BIN)/python
 LOCKED = --require-hashes --only-binary :all: -r
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-again browser-test compose-test serve fleet deploy check audit lock image sbom digests package package-test clean fuzz
+.PHONY: help setup demo test slow-test test-again browser-test compose-test serve fleet deploy check audit lock image sbom digests package package-test clean fuzz
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -41,9 +41,12 @@ test: setup  ## run the tests (LOOP=uvloop: on uvloop; tests of the edges run on
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist worksteal \
 		--event-loop $(LOOP)
 
-test-again: setup  ## run the tests that failed in the last `make test` again, one at a time
+slow-test: setup  ## run the tests that take seconds each: loads, deploys, restarts, full disks
+	@$(BIN)/python -m pytest -m slow -n 4 --dist worksteal --event-loop $(LOOP)
+
+test-again: setup  ## run the tests that failed in the last `make test` or `slow-test` again, one at a time
 	@$(BIN)/python -m pytest --last-failed --last-failed-no-failures none \
-		--event-loop $(LOOP)
+		-m 'not browser and not compose and not package' --event-loop $(LOOP)
 
 browser-test: setup  ## run the tests that need Chromium
 	@$(BIN)/python -m pytest -m browser tests/browser

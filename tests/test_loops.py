@@ -76,5 +76,5 @@ def test_a_test_of_an_edge_runs_on_both_loops(
 
 def test_the_second_python_runs_the_tests_on_uvloop() -> None:
     """`serve` runs on uvloop in the image, so all tests run on it once, too."""
-    assert "tests on_3_13 LOOP=uvloop" in text(".ci/run")
+    assert "tests test on_3_13 LOOP=uvloop" in text(".ci/run")
     assert "--event-loop $(LOOP)" in text("Makefile")

@@ -92,7 +92,7 @@ def _audio(view: CallView) -> str:
     if not view.has_audio:
         return ""
     wav = recording.mulaw_wav(view)
-    return base64.b64encode(gzip.compress(wav, 4)).decode()
+    return base64.b64encode(gzip.compress(wav, 4, mtime=0)).decode()
 
 
 def _peaks(mulaw: bytes) -> str:

@@ -318,6 +318,7 @@ def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
     raise AssertionError("the server does not come up")
 
 
+@pytest.mark.slow
 def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     """`bridge serve` with the embedded model answers a call, on uvloop; after SIGTERM
     it exits with 0.
@@ -355,6 +356,7 @@ def test_serve_takes_a_call_and_stops_on_sigterm(tmp_path: Path) -> None:
     assert '"loop": "uvloop"' in log
 
 
+@pytest.mark.slow
 def test_serve_with_all_secrets_in_files(tmp_path: Path) -> None:
     """Containers mount secrets as files: a signed call is answered by a model that
     wants the key, and neither the environment nor the log contains a secret. Here

@@ -23,6 +23,8 @@ from bridge.sim.scenario import (
 )
 from bridge.sim.twilio import steps
 
+pytestmark = pytest.mark.slow
+
 LISTEN = steps.ListenStep(quiet_seconds=0.4, timeout=8)
 
 

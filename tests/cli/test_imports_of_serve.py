@@ -8,6 +8,8 @@ import pytest
 
 from tests.cli.test_commands import serving
 
+pytestmark = pytest.mark.slow
+
 AGENT = """
 import atexit, json, sys
 from pathlib import Path

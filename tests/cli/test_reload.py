@@ -19,6 +19,8 @@ from bridge.sim.ports import free_port
 from tests.cli.test_commands import _environ, _wait_for, bridge_here
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 # A reloader of a program that is cheaper to start than a bridge.
 RELOADER = """
 import asyncio, os, sys

@@ -17,6 +17,8 @@ import pytest
 
 from tests.support.fake_docker import IMAGE, FakeDocker, container
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PREVIOUS = "registry.example.com:5000/phone/bridge:previous"
 

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import aiohttp
+import pytest
 from twilio.request_validator import RequestValidator
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -15,6 +16,8 @@ from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from bridge.sim.twilio import steps
 from scripts.fleet import Bridge, Fleet
 from tests.deploy.test_figures import BALANCER_FIGURES
+
+pytestmark = pytest.mark.slow
 
 BEAT_SECONDS = 2.2
 """After this time each instance knows the other instance."""

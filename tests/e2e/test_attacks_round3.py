@@ -168,6 +168,7 @@ async def test_a_flood_behind_the_end_of_a_stream_delays_no_other_call(
         assert max(found) < LONGEST_TURN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "endless"), [("pings", False), ("texts", True)])
 @pytest.mark.both_loops
 async def test_a_flood_of_a_model_delays_no_other_call(

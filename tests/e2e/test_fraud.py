@@ -81,7 +81,8 @@ async def test_a_model_that_is_talked_into_a_premium_number() -> None:
     assert {(it["call_sid"], it["limit"]) for it in hits} == {
         (record.call_sid, "transfer_number")
     }
-    assert not any("555" in str(line) and "900" in str(line) for line in lines)
+    written = str(lines)
+    assert not [it for it in ("9005550100", "555-0100", PREMIUM) if it in written]
 
 
 async def test_a_number_whose_prefix_is_allowed() -> None:

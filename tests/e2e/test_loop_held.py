@@ -19,6 +19,8 @@ from bridge.sim.twilio import steps
 from tests.e2e.test_output import Served, serving
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 AGENT = """
 import asyncio, gc, time
 from agents import function_tool

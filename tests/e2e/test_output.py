@@ -21,12 +21,15 @@ from types import MappingProxyType
 from typing import Any
 
 import aiohttp
+import pytest
 
 from bridge.sim.caller import Caller
 from bridge.sim.ports import free_port
 from bridge.sim.twilio import steps
 from bridge.sim.twilio.record import CallRecord
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
 
 PIPE_BYTES = 4096
 CALL_SECONDS = 120.0

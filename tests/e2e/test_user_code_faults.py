@@ -45,6 +45,8 @@ from tests.e2e.bridge import RunningBridge
 from tests.support.waiting import until
 from twiml import spoken_texts
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 0.8
 """Limit of every function of the user, in these tests. A healthy function must keep it
 on a loaded machine."""

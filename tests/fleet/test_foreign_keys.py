@@ -23,6 +23,8 @@ from tests.fleet.redis_server import RedisServer
 from tests.fleet.test_fleet import QUICK, soon
 from tests.fleet.test_registry import SORRY, entry, streams
 
+pytestmark = pytest.mark.slow
+
 HUGE = b"x" * (keys.MAX_VALUE_BYTES + 1)
 LONG = b"x" * 100_000
 STAMP = b"%016d+" % round(time() * 1e6)

@@ -21,6 +21,8 @@ from tests.e2e.bridge import AGENT, HELLO
 from tests.fleet.redis_server import RedisServer
 from twiml import spoken_texts
 
+pytestmark = pytest.mark.slow
+
 PAUSE_SECONDS = 2
 TALK: steps.Script = [
     steps.WaitStep(8),

@@ -29,6 +29,8 @@ from tests.fleet.test_fleet import QUICK, Instance, beats, instance, soon
 from tests.fleet.test_formats import ORDER, PLAN, SNAPSHOT, STATUS, STEP, in_format_1
 from tests.fleet.test_registry import SORRY, entry, streams
 
+pytestmark = pytest.mark.slow
+
 JOIN = """
 import asyncio
 import msgspec

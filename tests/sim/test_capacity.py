@@ -29,6 +29,8 @@ from bridge.sim.load_server import LoadedServer
 from bridge.sim.model import Behaviour, ModelServer, PlayRuler
 from tests.bench.ratio import relay_process
 
+pytestmark = pytest.mark.slow
+
 PASSED, FAILED, WORTHLESS = StepResult.PASSED, StepResult.FAILED, StepResult.WORTHLESS
 IN_TIME = Delays(1000, 0.1, 0.2, 0.3)
 LATE = Delays(1000, 0.1, 6.0, 8.0)

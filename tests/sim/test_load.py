@@ -27,6 +27,8 @@ from bridge.sim.twilio.record import CallerSpeech, CallRecord
 from tests.bench.ratio import relay_process
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.slow
+
 SILENT_FRAME = b"\xff" * 160
 
 
